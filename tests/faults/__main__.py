@@ -17,17 +17,21 @@ from tests.faults.history import History
 from tests.faults.planted import PLANTS
 from tests.faults.world import servers
 
-#: From here on a campaign is long: the real lease, and longer rounds.
+#: A campaign of at least this length uses the default lease and longer rounds.
 LONG_FROM_SECONDS = 600
-#: What a round needs beside its faults: a start, and a rest.
+#: The time that a round needs in addition to its faults, to start and to settle.
 AROUND_SECONDS = 30.0
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=180, help="for how long in all; from 600 on the form is long")
-    parser.add_argument("--seed", type=int, help="of the first round, each later one has the next; by default the time")
-    parser.add_argument("--rounds", type=int, help="at most so many")
+    parser.add_argument(
+        "--seconds", type=float, default=180, help="how long the campaign lasts; from 600 s on, the form is long"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="the seed of the first round; each later round has the next seed; by default the time"
+    )
+    parser.add_argument("--rounds", type=int, help="the most rounds")
     parser.add_argument(
         "--form", choices=campaign.FORMS, help="rounds of 45 s with short leases, or of 3 min with real ones"
     )
@@ -40,8 +44,8 @@ def options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the campaign; return the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and processes are ended
+    """Run the campaign. Return the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers and processes are ended
     asked = options()
     form = asked.form or ("long" if asked.seconds >= LONG_FROM_SECONDS else "short")
     length, _ = campaign.FORMS[form]
@@ -69,13 +73,13 @@ def main() -> int:
 
 
 def again(form: str, history: History) -> str:
-    """The command of this round alone."""
+    """Return the command that repeats this round alone."""
     plant = f" --plant {history.plant}" if history.plant else ""
     return f"python -m tests.faults --form {form} --rounds 1 --seed {history.seed}{plant}"
 
 
 def keep(folder: Path | None, history: History, logs: str) -> None:
-    """Leave the history of a round, and what its processes wrote, where a person finds them."""
+    """Write the history and the logs of a round to ``folder``, or to a new temporary folder."""
     folder = folder or Path(tempfile.mkdtemp(prefix="rota-faults-kept-"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"seed-{history.seed}.json").write_text(json.dumps(history.as_json(), default=str, indent=1))
@@ -84,7 +88,7 @@ def keep(folder: Path | None, history: History, logs: str) -> None:
 
 
 def say(line: str) -> None:
-    """Print at once, since a campaign is long."""
+    """Print a line at once, since a campaign takes long."""
     print(line, flush=True)  # noqa: T201
 
 

@@ -1,4 +1,4 @@
-"""The attempts of runs, and when they waited and worked, read from the transitions of a history."""
+"""Reads the attempts of runs, and the times when the runs waited and worked, from the transitions of a history."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,13 +11,13 @@ from tests.faults.history import Effect, History, RunRow, Transition
 
 FINAL = {"succeeded", "dead", "skipped", "missed", "orphaned"}
 WAITING = {"queued", "retrying"}
-#: Why a run left ``running`` without success, and what is counted for it.
+#: The reasons of attempts that count as failures, and of attempts that count as crashes.
 FAILED, CRASHED = {"error", "retries", "arguments", "result", "no retry"}, {"worker died", "crashes"}
-#: Commit times are taken a moment before others see the commit.
+#: A commit time is taken a moment before other transactions see the commit.
 CLOCK_GRAIN = timedelta(milliseconds=20)
-#: A fault's effect on others may go on for a lease after it, and for this long.
+#: A fault may affect other runs for a lease after its end, and for this long in addition.
 AFTERMATH = timedelta(seconds=5)
-#: A dispatcher that lost PostgreSQL by one of these has patience with processes that seem dead, for so long.
+#: After these faults the dispatcher waits for ``PATIENCE`` before it treats silent processes as dead.
 OUTAGES = (
     "PostgreSQL restarted",
     "PostgreSQL crashed",
@@ -31,11 +31,11 @@ PATIENCE = timedelta(seconds=RETURN_SECONDS)
 
 @dataclass(frozen=True)
 class Attempt:
-    """One stay in ``running``, by the ledger."""
+    """The time between a claim and the next state of the run, according to the ledger."""
 
     claim: Transition
     end: Transition | None
-    #: The cancel of a running run, which draws another token.
+    #: The transition of the cancel, which draws a new token.
     cancel: Transition | None = None
 
     @property
@@ -44,22 +44,22 @@ class Attempt:
 
     @property
     def may_commit_until(self) -> Transition | None:
-        """The change with which its right to commit ended."""
+        """The transition that ended the attempt's right to commit."""
         return self.cancel or self.end
 
 
 def is_claim(change: Transition) -> bool:
-    """Whether the run was claimed."""
+    """Return whether the transition is a claim."""
     return change.after == "running" and change.before != "running"
 
 
 def is_cancel(change: Transition) -> bool:
-    """Whether the run was cancelled while it was running; it ends when its function has returned."""
+    """Return whether the transition is the cancel of a running run. The run ends when its function has returned."""
     return change.before == change.after == "running"
 
 
 def attempts(history: History, run_id: int) -> list[Attempt]:
-    """The attempts of a run, in order."""
+    """Return the attempts of a run, in order."""
     found: list[Attempt] = []
     for change in history.transitions_of.get(run_id, []):
         if is_claim(change):
@@ -73,7 +73,7 @@ def attempts(history: History, run_id: int) -> list[Attempt]:
 
 @dataclass(frozen=True)
 class Span:
-    """A run at work."""
+    """A span in which a run was at work."""
 
     run_id: int
     begin: datetime
@@ -81,7 +81,9 @@ class Span:
 
 
 def spans_of(history: History, run: RunRow) -> Iterator[Span]:
-    """When a run was at work: each attempt by the ledger, and its last by its own effect."""
+    """Yield the spans in which a run was at work: those of its attempts in the ledger, and those that its effects
+    show.
+    """
     for attempt in attempts(history, run.id):
         yield Span(
             run.id,
@@ -93,7 +95,7 @@ def spans_of(history: History, run: RunRow) -> Iterator[Span]:
 
 
 def collisions(spans: Iterable[Span]) -> Iterator[tuple[Span, Span]]:
-    """Each span that begins before one of another run has ended, with that one."""
+    """Yield each two spans of different runs that overlap."""
     longest: Span | None = None
     for span in sorted(spans, key=lambda span: (span.begin, span.end)):
         if longest and span.run_id != longest.run_id and longest.end - span.begin > CLOCK_GRAIN:
@@ -103,7 +105,7 @@ def collisions(spans: Iterable[Span]) -> Iterator[tuple[Span, Span]]:
 
 @dataclass(frozen=True)
 class Stay:
-    """A run that waits: since when others could see it, and what ended that."""
+    """A span in which a run waited. It begins when others could see the run, and ends with the transition ``end``."""
 
     run_id: int
     due_at: datetime
@@ -112,12 +114,12 @@ class Stay:
 
     @property
     def place(self) -> tuple[datetime, int]:
-        """Its place among the runs of its key."""
+        """The run's place among the runs of its key."""
         return self.due_at, self.run_id
 
 
 def stays_of(history: History, run: RunRow) -> Iterator[Stay]:
-    """When a run waited."""
+    """Yield the spans in which a run waited."""
     changes = history.transitions_of.get(run.id, [])
     for change, following in pairwise([*changes, None]):
         if change is not None and change.after in WAITING:
@@ -125,7 +127,7 @@ def stays_of(history: History, run: RunRow) -> Iterator[Stay]:
 
 
 def exclusive_keys(history: History) -> Iterator[list[RunRow]]:
-    """The runs of each job and key whose runs may not overlap."""
+    """Yield the runs of each job and key whose runs may not overlap."""
     of_key: dict[tuple[str, str], list[RunRow]] = defaultdict(list)
     for run in history.runs:
         if history.spec(run).exclusive:
@@ -134,17 +136,17 @@ def exclusive_keys(history: History) -> Iterator[list[RunRow]]:
 
 
 def pid_of(change: Transition) -> int:
-    """The process that had a run."""
+    """Return the pid of the process that had the run."""
     return int((change.worker or ":0").rpartition(":")[2])
 
 
 def lease(history: History) -> timedelta:
-    """The length of a lease."""
+    """Return the length of a lease."""
     return timedelta(seconds=history.lease_seconds)
 
 
 def was_hit(history: History, attempt: Attempt) -> bool:
-    """Whether a fault hit the process of an attempt while it was at work."""
+    """Return whether a fault hit the process of an attempt while the attempt was at work."""
     assert attempt.end is not None
     pid = pid_of(attempt.claim)
     during = history.faults_between(attempt.claim.at - AFTERMATH - lease(history), attempt.end.at)
@@ -152,7 +154,7 @@ def was_hit(history: History, attempt: Attempt) -> bool:
 
 
 def is_calm(history: History, begin: datetime, end: datetime) -> bool:
-    """Whether no fault was in force in that time, nor its aftermath, and no process ended."""
+    """Return whether no fault or its aftermath fell into this time, and no process ended in it."""
     before = begin - AFTERMATH - lease(history)
     outages = [fault for fault in history.faults_between(begin - PATIENCE, end) if fault.kind in OUTAGES]
     died = any(event.what != "started" and before <= event.at <= end for event in history.processes)
@@ -160,5 +162,5 @@ def is_calm(history: History, begin: datetime, end: datetime) -> bool:
 
 
 def effects_after(history: History, run_id: int, moment: datetime) -> list[Effect]:
-    """What a run committed after a moment."""
+    """Return the effects that a run committed after a moment."""
     return [effect for effect in history.effects_of.get(run_id, ()) if effect.committed_at - moment > CLOCK_GRAIN]

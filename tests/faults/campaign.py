@@ -33,13 +33,13 @@ from tests.faults.history import (
 from tests.faults.world import SCHEDULERS, WORKERS, Member, Servers, World, now, world
 from tests.support.eventually import eventually
 
-#: The lease, and so everything, is quicker in the short form; the long form has the defaults.
+#: The short form has a short lease, so that everything takes less time. The long form has the defaults.
 SHORT = {"ROTA_LEASE_SECONDS": "4", "ROTA_HEARTBEAT_SECONDS": "1", "ROTA_ORPHAN_SECONDS": "600"}
 LONG = {"ROTA_LEASE_SECONDS": "15", "ROTA_HEARTBEAT_SECONDS": "3", "ROTA_ORPHAN_SECONDS": "600"}
-#: For how long faults are injected in one round, in seconds, and under which settings.
+#: The time in seconds in which one round injects faults, and the settings of the round.
 FORMS = {"short": (45.0, SHORT), "long": (180.0, LONG)}
 MAX_CRASHES = 3
-#: The members of a world, workers first, that a fault may hit.
+#: The members of a world that each kind of fault may hit. The workers come first.
 TARGETS: dict[str, Sequence[int | None]] = {
     "worker": range(WORKERS),
     "scheduler": range(WORKERS, WORKERS + SCHEDULERS),
@@ -47,19 +47,19 @@ TARGETS: dict[str, Sequence[int | None]] = {
     "postgres": [None],
     "redis": [None],
 }
-#: The same in local mode, which has neither schedulers nor Redis.
+#: The members in local mode, which has neither schedulers nor Redis.
 LOCAL_TARGETS = {**TARGETS, "any": range(WORKERS)}
-#: One round in so many is in local mode.
+#: One of this many rounds is in local mode.
 LOCAL_ONCE_IN = 3
-#: This share of the faults comes in a crowd, the next beginning before one is healed; before each other one is a calm,
-#: so that its recovery can be told from that of others. In seconds.
+#: This share of the faults begins ``CROWD`` seconds after the fault before, which may still be in force. Each other
+#: fault begins ``CALM`` seconds after the end of the fault before, so that the recoveries can be told apart.
 CROWDED = 0.6
 CROWD, CALM = (0.3, 3.0), (6.0, 9.0)
-#: Once all is healed, everything must have ended within so many leases and seconds: a hand-on at the end of a lease,
-#: three deaths of a poisoned run, retries, and the runs beside poisoned ones, each isolated in its turn.
+#: After the last fault is healed, everything must end within this many leases and seconds: a handover at the end of a
+#: lease, three crashes of a poisoned run, the retries, and the runs that are isolated one by one.
 SETTLE_LEASES, SETTLE_SECONDS = 2, 90
-#: A worker that died while it was not registered leaves its messages to Dramatiq's own maintenance: a minute of
-#: silence, and a look every 15 s.
+#: If a worker dies while it is not registered, Dramatiq's own maintenance requeues its messages: after a minute without
+#: a heartbeat, at the next of its checks every 15 s.
 LETTERS_SECONDS = 60 + 15 + 10
 
 UNFINISHED = """
@@ -69,7 +69,7 @@ UNFINISHED = """
 
 
 class GivenUp(Exception):
-    """The round is not to go on."""
+    """The round was given up."""
 
 
 @dataclass(frozen=True)
@@ -78,34 +78,34 @@ class Planned:
 
     at_seconds: float
     fault: Fault
-    #: Which of the world's members it hits; none: a server.
+    #: The index of the member that the fault hits; None for a server.
     member: int | None
     lasts_seconds: float
 
     @property
     def where(self) -> str:
-        """The server or the member that it hits."""
+        """The server or the member that the fault hits."""
         return self.fault.on if self.member is None else str(self.member)
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a round is to be."""
+    """The parameters of a round."""
 
     seed: int
     seconds: float
     settings: Mapping[str, str]
     plant: str | None = None
-    #: Instead of what the seed draws: fault, when, which member, for how long.
+    #: The faults to inject instead of faults drawn from the seed: name, start, member, length.
     faults: Sequence[tuple[str, float, int | None, float]] | None = None
     per_second: float = 8
     requests: Mapping[str, int] = field(default_factory=lambda: workload.REQUESTS)
-    #: How long after the end everything must have ended; None: by the lease.
+    #: After this time everything must have ended; None: the time follows from the lease.
     settle_seconds: float | None = None
 
     @property
     def targets(self) -> Mapping[str, Sequence[int | None]]:
-        """The members that a fault may hit."""
+        """The members that each kind of fault may hit."""
         return LOCAL_TARGETS if self.settings.get("SCHEDULER_MODE") == "local" else TARGETS
 
     @property
@@ -113,18 +113,18 @@ class Round:
         return float(self.settings["ROTA_LEASE_SECONDS"])
 
     def plan(self, offered: Sequence[Fault], dice: Random) -> list[Planned]:
-        """The faults in the order of their times."""
+        """Return the faults in the order of their times."""
         if self.faults is not None:
             return [Planned(at, FAULTS[name], member, lasts) for name, at, member, lasts in self.faults]
         return draw(offered, dice, self.seconds, self.lease_seconds, self.targets)
 
     def settle(self) -> float:
-        """How long to wait for the end of everything."""
+        """Return how long to wait until everything has ended."""
         return self.settle_seconds or SETTLE_SECONDS + SETTLE_LEASES * self.lease_seconds
 
 
 def of_form(form: str, seed: int, plant: str | None = None) -> Round:
-    """A round of one of the forms; some seeds are of local mode."""
+    """Return a round of a form. Some seeds give a round in local mode."""
     seconds, settings = FORMS[form]
     mode = "auto" if seed % LOCAL_ONCE_IN else "local"
     return Round(seed, seconds, {**settings, "SCHEDULER_MODE": mode}, plant)
@@ -137,13 +137,13 @@ def draw(
     lease_seconds: float,
     targets: Mapping[str, Sequence[int | None]] = TARGETS,
 ) -> list[Planned]:
-    """Draw faults for so many seconds; no two at once of one server or one member."""
+    """Draw faults for a time. Two faults never hit the same server or member at the same time."""
     plan: list[Planned] = []
     free_at: dict[str, float] = {}
     shuffled: list[Fault] = []
     at = dice.uniform(0.5, 2)
     while at < seconds:
-        shuffled = shuffled or dice.sample(list(offered), len(offered))  # each kind once before any comes again
+        shuffled = shuffled or dice.sample(list(offered), len(offered))  # each kind once before any kind comes again
         chosen = shuffled.pop()
         lasts, member = chosen.seconds(dice, lease_seconds), dice.choice(targets[chosen.on])
         where = chosen.on if member is None else str(member)
@@ -157,7 +157,9 @@ def draw(
 
 @contextmanager
 def staged(servers: Servers, asked: Round) -> Iterator[tuple[World, History]]:
-    """Torment a new world for a round, let it come to rest, and yield it with what happened; then it is gone."""
+    """Run a round in a new world, wait until it has settled, and yield the world and its history. Then remove the
+    world.
+    """
     dice = Random(asked.seed)
     with world(servers, asked.settings, asked.plant) as place:
         place.populate()
@@ -167,7 +169,7 @@ def staged(servers: Servers, asked: Round) -> Iterator[tuple[World, History]]:
         planned = asked.plan(possible(place), dice)
         if not planned:
             wait_until(place, now() + timedelta(seconds=asked.seconds))
-        events = torment(place, planned, dice)
+        events = inject_all(place, planned, dice)
         client.stop()
         place.heal()
         until = database_now(place)
@@ -177,11 +179,11 @@ def staged(servers: Servers, asked: Round) -> Iterator[tuple[World, History]]:
         yield place, gather(place, asked, client, events, since, until)
 
 
-def torment(place: World, plan: Sequence[Planned], dice: Random) -> list[FaultEvent]:
-    """Inject each planned fault at its time; return when all are healed."""
+def inject_all(place: World, plan: Sequence[Planned], dice: Random) -> list[FaultEvent]:
+    """Inject each planned fault at its time. Return when all faults are healed."""
     began = now()
     seeds = [dice.getrandbits(32) for _ in plan]
-    # On a slow machine the last fault of a server may not be healed when the next is due.
+    # On a slow machine, a fault of a server may not be healed yet when the next fault of this server is due.
     turns: dict[str, threading.Lock] = defaultdict(threading.Lock)
     with ThreadPoolExecutor(len(plan) or 1) as pool:
         injected = [
@@ -191,12 +193,14 @@ def torment(place: World, plan: Sequence[Planned], dice: Random) -> list[FaultEv
         try:
             return [fault.result() for fault in injected]
         except BaseException:
-            place.given_up.set()  # so that no one of them waits for its time
+            place.given_up.set()  # so that no other fault waits for its time
             raise
 
 
 def inject(place: World, planned: Planned, dice: Random, began: datetime, turn: threading.Lock) -> FaultEvent:
-    """Inject one fault at its time, but not before the last of its server or member is healed; heal it at its own."""
+    """Inject a fault at its time, and heal it when its time is over. If another fault of the same server or member is
+    still in force, wait until it is healed.
+    """
     wait_until(place, began + timedelta(seconds=planned.at_seconds))
     with turn:
         member = target(place, planned)
@@ -217,37 +221,39 @@ def inject(place: World, planned: Planned, dice: Random, began: datetime, turn: 
 
 
 def target(place: World, planned: Planned) -> Member | None:
-    """Whom it hits."""
+    """Return the member that the fault hits, or None for a server."""
     return None if planned.member is None else place.members[planned.member]
 
 
 def wait_until(place: World, moment: datetime) -> None:
-    """Wait for a time to come."""
+    """Wait until a time. Raises GivenUp if the round is given up."""
     if place.given_up.wait(max((moment - now()).total_seconds(), 0)):
         raise GivenUp
 
 
 def accounted_since(place: World) -> datetime:
-    """The first full second since which the ledger answers for every slot."""
+    """Return the first full second from which on the ledger accounts for every slot."""
     marks = "SELECT count(*) AS n FROM rota_schedules WHERE job = ANY(:jobs)"
     eventually(lambda: place.fleet.rows(marks, jobs=list(workload.PERIODS))[0].n == len(workload.PERIODS), within=30)
     return database_now(place).replace(microsecond=0) + timedelta(seconds=1)
 
 
 def database_now(place: World) -> datetime:
-    """PostgreSQL's clock."""
-    place.fleet.engine.dispose()  # its connections may have been ended
+    """Return the time by PostgreSQL's clock."""
+    place.fleet.engine.dispose()  # faults may have ended its connections
     return place.fleet.now()
 
 
 def settle(place: World, until: datetime, within: float) -> None:
-    """Wait until all runs have ended that were due before then; those that have not are for the checker to find."""
+    """Wait until all runs that were due before ``until`` have ended. The checker reports runs that have not ended in
+    time.
+    """
     with suppress(AssertionError):
         eventually(lambda: place.fleet.rows(UNFINISHED, until=until)[0].n == 0, within=within, every=0.3)
 
 
 def settle_letters(place: World, client: Client, events: list[FaultEvent]) -> None:
-    """Wait until the fast lane has brought what it will."""
+    """Wait until every message of the fast lane that Redis has not lost was received."""
 
     def all_have_come() -> bool:
         received = [row.number for row in place.fleet.rows(RECEIVED)]
@@ -260,7 +266,7 @@ def settle_letters(place: World, client: Client, events: list[FaultEvent]) -> No
 def gather(
     place: World, asked: Round, client: Client, events: list[FaultEvent], since: datetime, until: datetime
 ) -> History:
-    """Everything that PostgreSQL, the client and the supervisor know."""
+    """Return the history: all that PostgreSQL, the client and the supervisor have recorded."""
     place.fleet.engine.dispose()
     with place.connection() as connection:
         connection.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ")

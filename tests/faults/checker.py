@@ -1,8 +1,8 @@
 """Checks a history against the invariants: a pure function from a history to a list of violations.
 
-Each check is a function of one idea that yields violations; none knows how a round is run. Where two events are
-compared by time, it is PostgreSQL's: commit times of transactions, and the order in which the trigger wrote down the
-transitions of one run, which is that of the locks on its row.
+Each check is a function that looks for one kind of violation. No check depends on how a round is run. Times of events
+are times of PostgreSQL: the commit times of transactions. The trigger records the transitions of one run in the order
+of the locks on the run's row.
 """
 
 import re
@@ -47,39 +47,40 @@ from tests.faults.history import (
 from tests.faults.switches import TOLERANCE
 from tests.faults.violation import Check, Violation
 
-#: Every change of state there is; None is a row that was not there before.
+#: All transitions that are allowed. None is the state of a run that is not inserted yet.
 LEGAL = {
     (None, "queued"), (None, "missed"),
     ("queued", "running"), ("queued", "skipped"), ("queued", "missed"), ("queued", "orphaned"),
     ("retrying", "running"), ("retrying", "orphaned"),
     ("running", "succeeded"), ("running", "retrying"), ("running", "dead"),
-    ("running", "queued"),  # claimed ahead and given up, not begun; or a slot that was postponed
-    ("running", "orphaned"),  # its subject is away
+    ("running", "queued"),  # claimed ahead and released before its start, or postponed as a slot
+    ("running", "orphaned"),  # its subject is missing
     ("queued", "dead"), ("retrying", "dead"), ("running", "running"),  # cancelled
 }  # fmt: skip
-#: Errors of an attempt that are not of its job: a connection was refused, or PostgreSQL forgot a statement of ours.
+#: Errors that do not come from the job: a connection was refused, or PostgreSQL no longer had a prepared statement of
+#: Rota.
 NOT_THE_JOBS = re.compile(r"connection to server .* failed|QueuePool limit|prepared statement .rota_")
-#: Why a run is dead or waits by flow control, which has its own rules.
+#: Reasons of dead and waiting runs that the rules of flow control check.
 OF_FLOW = {"cancelled", "later", "no retry"}
-#: A rival that a claim saw may have ended before the skip was written down.
+#: A rival that a claim saw may have ended this long before the skip was recorded.
 RIVAL_SLACK = timedelta(seconds=1)
-#: Redis syncs its file every second: a message may be gone that was taken shortly before it was killed.
+#: Redis syncs its file every second, so a message that it took just before it was killed may be lost.
 UNSYNCED = timedelta(seconds=2)
-#: What a bound is exceeded by on a machine of two busy cores, before it counts as broken, in seconds.
+#: A bound may be exceeded by this many seconds before it counts as broken, since the machine's two cores are busy.
 ALLOWANCE_SECONDS = 10.0
 #: The error of a write in a session that an earlier run has left read only.
 LEFT_READ_ONLY = "in a read-only transaction"
-#: How soon a due run starts while another queue has a great backlog, in seconds.
+#: A due run starts within this many seconds while another queue has a great backlog.
 SHARED_SECONDS = 2.0
 
 
 def check(history: History) -> list[Violation]:
-    """Every violation of every invariant."""
+    """Return all violations of all invariants."""
     return [violation for find in CHECKS for violation in find(history)]
 
 
 def lost(history: History) -> Iterator[Violation]:
-    """I4: what was committed is there."""
+    """I4: every committed request has its run."""
     there = {*history.run, *(change.run_id for change in history.transitions)}
     for run_id in sorted({*history.acknowledged, *history.requested} - set(history.run)):
         yield Violation("I4", "lost", f"run {run_id} was requested, committed, and is not there", run_id)
@@ -88,14 +89,14 @@ def lost(history: History) -> Iterator[Violation]:
 
 
 def stuck(history: History) -> Iterator[Violation]:
-    """I4, I7: once all is healed, what was due has ended."""
+    """I4, I7: after all faults are healed, every due run ends."""
     for run in history.runs:
         if run.state not in FINAL and (run.slot or run.queued_at) <= history.until:
             yield Violation("I7", "stuck", f"run {run.id} of {run.job} is {run.state} when all has settled", run.id)
 
 
 def slots(history: History) -> Iterator[Violation]:
-    """I2, I8: each slot has one row, and there is none that never was."""
+    """I2, I8: each slot has exactly one row, and each row has a slot of its schedule."""
     for spec in history.specs.values():
         if spec.every_seconds is None:
             continue
@@ -112,13 +113,13 @@ def slots(history: History) -> Iterator[Violation]:
 
 
 def slots_between(every_seconds: int, since: datetime, until: datetime) -> list[datetime]:
-    """The multiples of a period, since included."""
+    """Return the multiples of a period from ``since`` on, before ``until``."""
     whole = range(int(since.timestamp()), int(until.timestamp()))
     return [datetime.fromtimestamp(second, since.tzinfo) for second in whole if second % every_seconds == 0]
 
 
 def effects_and_success(history: History) -> Iterator[Violation]:
-    """I2, I3, I5: a run has succeeded if and only if it has its one effect, and both were one transaction."""
+    """I2, I3, I5: a run succeeds if and only if it has one effect, and both are written in the same transaction."""
     for run in history.runs:
         done = [effect for effect in history.effects_of.get(run.id, ()) if effect.kind == "done"]
         if len(done) > 1:
@@ -135,7 +136,7 @@ def effects_and_success(history: History) -> Iterator[Violation]:
 
 
 def checkpoints(history: History) -> Iterator[Violation]:
-    """I3: a batch is committed once."""
+    """I3: each batch is committed once."""
     for run_id, effects in history.effects_of.items():
         steps = Counter(effect.step for effect in effects if effect.kind == "step")
         for step, count in steps.items():
@@ -144,7 +145,7 @@ def checkpoints(history: History) -> Iterator[Violation]:
 
 
 def fences(history: History) -> Iterator[Violation]:
-    """I3: what an attempt left was committed while it held the lease."""
+    """I3: each effect of an attempt was committed while the attempt held the lease."""
     for run_id, effects in history.effects_of.items():
         by_token = {attempt.token: attempt for attempt in attempts(history, run_id)}
         for effect in effects:
@@ -152,7 +153,7 @@ def fences(history: History) -> Iterator[Violation]:
 
 
 def fence(effect: Effect, attempt: Attempt | None) -> Iterator[Violation]:
-    """The same for one effect."""
+    """Check one effect as ``fences`` does."""
     if attempt is None:
         yield Violation("I3", "unfenced", f"run {effect.run_id} has an effect of a token never drawn", effect.run_id)
     elif (ended := attempt.may_commit_until) is not None and effect.xid != ended.xid:
@@ -164,7 +165,7 @@ def fence(effect: Effect, attempt: Attempt | None) -> Iterator[Violation]:
 
 
 def tokens(history: History) -> Iterator[Violation]:
-    """I3: each claim of a run draws a greater token, and no two claims draw the same."""
+    """I3: each claim of a run draws a greater token, and no two claims draw the same token."""
     for run_id in history.transitions_of:
         drawn = [attempt.token or 0 for attempt in attempts(history, run_id)]
         if any(later <= earlier for earlier, later in pairwise(drawn)):
@@ -176,7 +177,9 @@ def tokens(history: History) -> Iterator[Violation]:
 
 
 def overlaps(history: History) -> Iterator[Violation]:
-    """I6: no two runs of one exclusive job and key are at work at once, by the ledger and by what they left."""
+    """I6: two runs of an exclusive job and key are never at work at the same time, by the ledger and by their
+    effects.
+    """
     for runs in exclusive_keys(history):
         for earlier, later in collisions(span for run in runs for span in spans_of(history, run)):
             message = (
@@ -186,7 +189,7 @@ def overlaps(history: History) -> Iterator[Violation]:
 
 
 def legal(history: History) -> Iterator[Violation]:
-    """I2, I8: states follow one another as they may, and a run that is over stays so."""
+    """I2, I8: only allowed transitions occur, and a final state never changes."""
     for run_id, changes in history.transitions_of.items():
         for change in changes:
             if (change.before, change.after) not in LEGAL:
@@ -196,7 +199,7 @@ def legal(history: History) -> Iterator[Violation]:
 
 
 def counts(history: History) -> Iterator[Violation]:
-    """I7: attempts are counted when claimed, failures and crashes when found."""
+    """I7: each claim counts as an attempt, and each failure and each crash is counted when it is recorded."""
     for run in history.runs:
         changes = history.transitions_of.get(run.id, [])
         left = [change for change in changes if change.before == "running" and change.after in {"retrying", "dead"}]
@@ -212,7 +215,7 @@ def counts(history: History) -> Iterator[Violation]:
 
 
 def retries(history: History) -> Iterator[Violation]:
-    """I5, I8: a run dies of its failures when its retries are used up, not before, and only where it may."""
+    """I5, I8: a run is dead because of failures only if its retries are used up and its job may fail that often."""
     for run in history.runs:
         spec = history.spec(run)
         if run.state == "dead" and run.reason not in {"crashes", *OF_FLOW} and not spec.is_refused:
@@ -232,7 +235,7 @@ def retries(history: History) -> Iterator[Violation]:
 
 
 def reasons(history: History) -> Iterator[Violation]:
-    """I8: a slot is missed only if it was late and its policy says so, and a run skipped only beside a rival."""
+    """I8: a slot is missed only if it was late and its policy allows it. A run is skipped only because of a rival."""
     busy: dict[tuple[str, str], list[Span]] = defaultdict(list)
     for run in history.runs:
         busy[run.job, run.key] += spans_of(history, run)
@@ -250,14 +253,16 @@ def reasons(history: History) -> Iterator[Violation]:
 
 
 def is_skipped_rightly(history: History, run: RunRow, busy: Iterable[Span]) -> bool:
-    """Whether another run of its key was at work, an earlier one was to be tried again, or a newer one waited too."""
+    """Return whether there was a reason to skip the run: another run of its key at work, an earlier run that was to be
+    retried, or a newer waiting run.
+    """
     if run.reason == "superseded":
         return history.spec(run).keeps_newest and is_replaced(history, run)
     return has_rival(run, busy) or (run.reason == "retrying" and is_behind(history, run))
 
 
 def is_replaced(history: History, run: RunRow) -> bool:
-    """Whether a newer slot of its key was there when it was skipped."""
+    """Return whether a newer slot of the run's key existed when the run was skipped."""
     assert run.finished_at is not None
     assert run.slot is not None
     rivals = [other for other in history.runs if (other.job, other.key) == (run.job, run.key) and other.slot]
@@ -265,7 +270,7 @@ def is_replaced(history: History, run: RunRow) -> bool:
 
 
 def is_behind(history: History, run: RunRow) -> bool:
-    """Whether an earlier run of its key waited for its next attempt when it was skipped."""
+    """Return whether an earlier run of the same key waited for its next attempt when the run was skipped."""
     assert run.finished_at is not None
     return any(
         before.after == "retrying" and before.at <= run.finished_at and after.at >= run.finished_at - RIVAL_SLACK
@@ -276,7 +281,7 @@ def is_behind(history: History, run: RunRow) -> bool:
 
 
 def has_rival(run: RunRow, spans: Iterable[Span]) -> bool:
-    """Whether another run of its key was at work when it was skipped."""
+    """Return whether another run of the same key was at work when the run was skipped."""
     assert run.finished_at is not None
     return any(
         span.run_id != run.id and span.begin <= run.finished_at and span.end >= run.finished_at - RIVAL_SLACK
@@ -285,7 +290,7 @@ def has_rival(run: RunRow, spans: Iterable[Span]) -> bool:
 
 
 def poison(history: History) -> Iterator[Violation]:
-    """I7: what kills its processes is dead of that, and takes no other run with it."""
+    """I7: a run that kills its processes is dead with the reason "crashes", and no other run dies because of it."""
     for run in history.runs:
         by_crashes = run.state == "dead" and run.reason == "crashes"
         if history.spec(run).is_poison and run.state in FINAL and not by_crashes:
@@ -299,13 +304,13 @@ def poison(history: History) -> Iterator[Violation]:
 
 
 def letters(history: History) -> Iterator[Violation]:
-    """The fast lane: what Redis took is worked on at least once, unless Redis itself lost it."""
+    """Fast lane: every message that Redis took is worked on at least once, unless Redis itself lost it."""
     for letter in missing(history.letters, history.received, history.faults):
         yield Violation("fast lane", "letter lost", f"message {letter.number} of {letter.sent_at:%H:%M:%S.%f}")
 
 
 def missing(sent: Iterable[Letter], received: Iterable[int], faults: Iterable[FaultEvent]) -> list[Letter]:
-    """The messages of the fast lane that nobody has worked on, and that Redis has not lost."""
+    """Return the messages of the fast lane that no process has worked on, and that Redis has not lost."""
     arrived = set(received)
     wiped_at = max((fault.healed_at for fault in faults if fault.wipes_redis), default=None)
     return [
@@ -317,17 +322,17 @@ def missing(sent: Iterable[Letter], received: Iterable[int], faults: Iterable[Fa
 
 @dataclass(frozen=True)
 class Recovery:
-    """How long it took after a fault until what it interrupted, or kept from starting, was going on."""
+    """The time after a fault until an interrupted or waiting run went on."""
 
     fault: FaultEvent
     seconds: float
     run_id: int
-    #: Whether another fault was in force meanwhile, so that it says little of this one.
+    #: Whether another fault was in force meanwhile. The time then says little about this fault.
     is_disturbed: bool
 
 
 def recoveries(history: History) -> Iterator[Recovery]:
-    """The worst of each fault that interrupted something."""
+    """Yield the longest recovery of each fault that interrupted runs."""
     for fault in history.faults:
         since = fault.healed_at if fault.counts_from_heal else fault.at
         waits = {run_id: seconds(going_on - since) for run_id, going_on in interrupted(history, fault, since)}
@@ -338,7 +343,9 @@ def recoveries(history: History) -> Iterator[Recovery]:
 
 
 def interrupted(history: History, fault: FaultEvent, since: datetime) -> Iterator[tuple[int, datetime]]:
-    """The runs that were at work in a process that was hit, or were waiting at the time; and when each went on."""
+    """Yield the runs that worked in a process that was hit, or that waited at that time, each with the time when it
+    went on.
+    """
     for run_id, changes in history.transitions_of.items():
         for before, after in pairwise(changes):
             if before.at <= since < after.at and is_of(before, after, fault, since):
@@ -348,7 +355,7 @@ def interrupted(history: History, fault: FaultEvent, since: datetime) -> Iterato
 
 
 def is_of(before: Transition, after: Transition, fault: FaultEvent, since: datetime) -> bool:
-    """Whether the fault stands between two changes of a run."""
+    """Return whether the fault interrupted or delayed a run between two of its transitions."""
     if after.reason == "overlap" or after.after in {"missed", "skipped"}:
         return False
     if before.after == "running":
@@ -358,13 +365,13 @@ def is_of(before: Transition, after: Transition, fault: FaultEvent, since: datet
 
 
 def next_claim(changes: list[Transition], after: Transition) -> datetime:
-    """When the run was claimed again, or ended."""
+    """Return when the run was claimed again, or ended."""
     rest = changes[changes.index(after) :]
     return next((change.at for change in rest if change.after == "running" or change.after in FINAL), rest[-1].at)
 
 
 def is_disturbed(history: History, fault: FaultEvent, end: datetime) -> bool:
-    """Whether another fault was in force, or its aftermath, until then."""
+    """Return whether another fault, or its aftermath, was in force before ``end``."""
     begin = fault.at - AFTERMATH
     outages = [other for other in history.faults_between(fault.at - PATIENCE, end) if other.kind in OUTAGES]
     others = [other for other in history.faults_between(begin, end) + outages if other is not fault]
@@ -373,7 +380,7 @@ def is_disturbed(history: History, fault: FaultEvent, end: datetime) -> bool:
 
 
 def bounds(history: History) -> Iterator[Violation]:
-    """I7: what a fault interrupted goes on in time, where no other fault was in its way."""
+    """I7: a run that a fault interrupts goes on in time, if no other fault interferes."""
     for recovery in recoveries(history):
         bound = recovery.fault.bound_seconds
         if bound is not None and not recovery.is_disturbed and recovery.seconds > bound + ALLOWANCE_SECONDS:
@@ -382,7 +389,7 @@ def bounds(history: History) -> Iterator[Violation]:
 
 
 def charged(history: History) -> Iterator[Violation]:
-    """I4, I7: no attempt is counted that the job did not fail, and no crash of a process that lives."""
+    """I4, I7: an error that does not come from the job is no failure, and a stall of PostgreSQL is no crash."""
     for run_id, changes in history.transitions_of.items():
         for change in changes:
             if change.reason in FAILED and change.before == "running" and NOT_THE_JOBS.search(change.error or ""):
@@ -393,12 +400,14 @@ def charged(history: History) -> Iterator[Violation]:
 
 
 def kills_itself(history: History, run_id: int) -> bool:
-    """Whether a run kills its process, which may be one of its own, of which no event tells."""
+    """Return whether a run kills its process. It may run in a process of its own, for which there is no event."""
     return run_id in history.run and history.spec(history.run[run_id]).is_poison
 
 
 def has_only_stalled(history: History, crash: Transition) -> bool:
-    """Whether PostgreSQL stalled before a crash was counted, and nothing else can have cost its process the lease."""
+    """Return whether a stall of PostgreSQL is the only possible reason why the process of a crashed run lost its
+    lease.
+    """
     pid = pid_of(crash)
     since = crash.at - PATIENCE - 2 * lease(history) - AFTERMATH
     faults = [fault for fault in history.faults_between(since, crash.at) if not fault.pids or pid in fault.pids]
@@ -408,13 +417,15 @@ def has_only_stalled(history: History, crash: Transition) -> bool:
 
 
 def command_of(history: History, pid: int) -> int:
-    """The pid of the command that started a worker process: the latest worker before it. They end together."""
+    """Return the pid of the command that started a worker process. It is the nearest smaller pid of a worker; both end
+    together.
+    """
     workers = [event.pid for event in history.processes if event.name.startswith("worker") and event.what == "started"]
     return max((worker for worker in workers if worker <= pid), default=pid)
 
 
 def children(history: History) -> Iterator[Violation]:
-    """I3: a child that a job forks writes neither an outcome nor an effect; the run is its parent's."""
+    """I3: a child that a job forks writes neither an outcome nor an effect."""
     for change in history.transitions:
         if OF_A_CHILD in (change.error or ""):
             yield Violation("I3", "child", f"a forked child has ended run {change.run_id}", change.run_id)
@@ -424,7 +435,7 @@ def children(history: History) -> Iterator[Violation]:
 
 
 def sessions(history: History) -> Iterator[Violation]:
-    """A clean session: no run finds in its session what another has left there."""
+    """Clean sessions: no run finds in its session what another run has changed there."""
     for effect in history.effects:
         if effect.found:
             message = f"run {effect.run_id} found {effect.found} of another run in its session"
@@ -436,7 +447,9 @@ def sessions(history: History) -> Iterator[Violation]:
 
 
 def refusals(history: History) -> Iterator[Violation]:
-    """I7: a run whose success PostgreSQL refuses is dead of that, at the first refusal."""
+    """I7: if PostgreSQL refuses the success of a run, the run is dead with the reason "result" after this one
+    failure.
+    """
     for run in history.runs:
         is_told = (run.state, run.reason, run.failures) == ("dead", "result", 1)
         by_crashes = run.state == "dead" and run.reason == "crashes"
@@ -445,7 +458,7 @@ def refusals(history: History) -> Iterator[Violation]:
 
 
 def shares(history: History) -> Iterator[Violation]:
-    """I7: due runs start in time while another queue has a great backlog, where no other fault is in their way."""
+    """I7: due runs start in time while another queue has a great backlog, if no other fault interferes."""
     for fault in history.faults:
         if fault.kind != BACKLOG:
             continue
@@ -457,7 +470,7 @@ def shares(history: History) -> Iterator[Violation]:
 
 
 def waits(history: History, fault: FaultEvent) -> Iterator[tuple[int, datetime, datetime]]:
-    """The runs that came due during a fault, each with that time and the time of its start or end."""
+    """Yield the runs that came due during a fault, each with this time and the time of its start or end."""
     for run_id, changes in history.transitions_of.items():
         for before, after in pairwise(changes):
             due_at = max(before.at, before.due_at)

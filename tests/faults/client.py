@@ -1,4 +1,6 @@
-"""An application beside the service. It requests runs in its own transactions, and records the answers."""
+"""An application that uses the service. It requests runs in its own transactions, and records which commits
+succeeded.
+"""
 
 import threading
 from collections.abc import Mapping
@@ -22,31 +24,31 @@ from tests.faults.traces import KEYS
 from tests.faults.world import World, now
 
 NOTE = text("INSERT INTO fault_requests VALUES (:run)")
-#: Of how many rounds of its loop one asks for poison.
+#: One of this many requests is for the job that kills its process.
 POISON_ONCE_IN = 250
 
 
 @dataclass
 class Client:
-    """Asks for runs, a few a second, until it is told to stop."""
+    """Requests a few runs a second until it is told to stop."""
 
     world: World
     dice: Random
     per_second: float = 6
-    #: How often it asks for which job.
+    #: The weight of each job in the random choice.
     weights: Mapping[str, int] = field(default_factory=lambda: workload.REQUESTS)
-    #: Requests whose commit it was told of.
+    #: The runs whose request the client saw committed.
     acknowledged: list[int] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Start asking."""
+        """Start to request runs."""
         self._thread = threading.Thread(target=self._run, name="client", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop requesting runs."""
         self._stopping.set()
         self._thread.join(60)
 
@@ -66,7 +68,7 @@ class Client:
         database.dispose(engine)
 
     def request(self, session: Session) -> None:
-        """Ask for a run or some; only once the commit has returned are they known to be there."""
+        """Request runs. The client counts them as requested only after the commit has returned."""
         job, key = self.draw()
         asked = flow_jobs.ask(session, job, key, self.dice)
         session.execute(NOTE, [{"run": run_id} for run_id in asked])
@@ -74,14 +76,14 @@ class Client:
         self.acknowledged += asked
 
     def draw(self) -> tuple[str, str]:
-        """A job and a key."""
+        """Draw a job and a key."""
         if self.dice.randrange(POISON_ONCE_IN) == 0:
             return "poison", ""
         (job,) = self.dice.choices(list(self.weights), list(self.weights.values()))
         return job, self.dice.choice(KEYS) if job in flow_jobs.KEYED else ""
 
     def send(self, broker: RotaBroker) -> None:
-        """Send a message of the fast lane; it counts if Redis has taken it."""
+        """Send a message of the fast lane. The client counts it only if Redis has taken it."""
         number = len(self.letters)
         message = Message(
             queue_name=workload.FAST_QUEUE, actor_name="letter", args=(), kwargs={"number": number}, options={}

@@ -1,6 +1,7 @@
-"""The faults. Each is injected at the beginning of its function, and removed after its yield.
+"""The faults. Each function injects its fault, yields, and then removes the fault.
 
-A fault yields the processes that it affects. If it yields none, it affects a server, and so all processes.
+A fault yields the pids of the processes that it hits. A fault of a server yields no pids, since it affects all
+processes.
 """
 
 import os
@@ -22,13 +23,13 @@ from tests.faults.workload import BACKLOG_QUEUE
 from tests.faults.world import Member, World
 
 Pids = frozenset[int]
-#: Given the world, the member that is hit (none for a server), and dice.
+#: A function of the world, the member that is hit (None for a server) and the random generator.
 Inject = Callable[[World, Any, Random], Iterator[Pids]]
 NOBODY: Pids = frozenset()
 On = Literal["worker", "scheduler", "any", "postgres", "redis"]
 
-#: A dead process's leases end within 3 s, and a pass of the dispatcher is due every second. A lost message is sent
-#: again after the last of these.
+#: The leases of a dead process end within 3 s. The dispatcher makes a pass every second. A lost message is sent again
+#: after 5 s.
 DEATH_SECONDS, PASS_SECONDS, RESEND_SECONDS = 3.0, 1.0, 5.0
 CLOCK_ERROR_SECONDS = 60
 FILL_BLOCK = 2**20
@@ -42,30 +43,30 @@ class Fault:
     name: str
     on: On
     inject: Inject
-    #: How long it lasts: from, to; in leases where it is about leases, else in seconds.
+    #: The shortest and the longest duration, in leases if ``in_leases``, and otherwise in seconds.
     lasts: tuple[float, float]
     in_leases: bool
-    #: How soon what it interrupted goes on, in seconds beside so many leases; None: that is not promised.
+    #: An interrupted run goes on within these seconds, plus this many leases; None if nothing is promised.
     bound: tuple[float, float] | None
-    #: Whether that is counted from the end of the fault.
+    #: Whether this time is counted from the end of the fault, and not from its beginning.
     counts_from_heal: bool
     wipes_redis: bool
 
     @property
     def needs_redis(self) -> bool:
-        """Whether it is about what local mode does without."""
+        """Whether the fault needs Redis or a scheduler, which local mode does not have."""
         return self.on in {"redis", "scheduler"}
 
     def seconds(self, dice: Random, lease_seconds: float) -> float:
-        """A length drawn for it."""
+        """Draw a duration, in seconds."""
         return dice.uniform(*self.lasts) * (lease_seconds if self.in_leases else 1)
 
     def bound_seconds(self, lease_seconds: float) -> float | None:
-        """How soon what it interrupted must go on."""
+        """Return the time within which an interrupted run goes on."""
         return None if self.bound is None else self.bound[0] + self.bound[1] * lease_seconds
 
     def injected(self, world: World, member: Member | None, dice: Random) -> AbstractContextManager[Pids]:
-        """In force inside of the context."""
+        """Return a context manager that injects the fault."""
         return contextmanager(self.inject)(world, member, dice)
 
 
@@ -94,7 +95,7 @@ def fault(
 @fault("worker killed", "worker", bound=(DEATH_SECONDS, 0))
 @fault("scheduler killed", "scheduler", bound=(DEATH_SECONDS, 0))
 def kill(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
-    """SIGKILL to the whole group."""
+    """Send SIGKILL to the whole process group."""
     pids = member.pids()
     member.signal(signal.SIGKILL)
     yield pids
@@ -102,7 +103,7 @@ def kill(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
 
 @fault("worker process killed", "worker", bound=(DEATH_SECONDS, 0))
 def kill_process(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
-    """SIGKILL to the process that works, and not to Dramatiq's parent of it, where it has one."""
+    """Send SIGKILL to the process that works, but not to its parent process of Dramatiq."""
     pids = member.pids()
     for pid in pids - {member.process.pid if member.process else 0} or pids:
         with suppress(ProcessLookupError):
@@ -112,7 +113,7 @@ def kill_process(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
 
 @fault("worker stopped", "worker", lasts=(1, 3))
 def stop(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
-    """SIGTERM, as in a deployment."""
+    """Send SIGTERM, as a deployment does."""
     pids = member.pids()
     if member.process is not None:
         member.process.terminate()
@@ -122,7 +123,7 @@ def stop(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
 @fault("paused briefly", "any", lasts=(0.2, 0.6), in_leases=True)
 @fault("paused past its lease", "any", lasts=(1.4, 2.0), in_leases=True, bound=(DEATH_SECONDS, 1))
 def pause(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
-    """SIGSTOP, then SIGCONT."""
+    """Send SIGSTOP, and later SIGCONT."""
     pids = member.pids()
     member.signal(signal.SIGSTOP)
     yield pids
@@ -131,7 +132,7 @@ def pause(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
 
 @fault("connections cut", "any", bound=(DEATH_SECONDS, 0))
 def cut(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
-    """Every connection of one process is reset."""
+    """Reset every connection of one member."""
     pids = member.pids()
     member.postgres.cut()
     member.redis.cut()
@@ -140,7 +141,7 @@ def cut(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
 
 @fault("one-way silence", "any", lasts=(0.5, 2.0), in_leases=True, bound=(DEATH_SECONDS, 1))
 def silence(world: World, member: Member, dice: Random) -> Iterator[Pids]:
-    """Nothing gets through in one direction, to PostgreSQL, to Redis, or to both."""
+    """Block one direction of the connections to PostgreSQL, to Redis, or to both."""
     pids = member.pids()
     direction = dice.choice(DIRECTIONS)
     proxies = dice.choice([[member.postgres], [member.redis], [member.postgres, member.redis]])
@@ -153,7 +154,7 @@ def silence(world: World, member: Member, dice: Random) -> Iterator[Pids]:
 
 @fault("slow network", "any", lasts=(3, 8))
 def delay(world: World, member: Member, dice: Random) -> Iterator[Pids]:
-    """Each answer of PostgreSQL, and each question to it, takes a while longer."""
+    """Delay the data of each connection to PostgreSQL in both directions."""
     pids = member.pids()
     member.postgres.delay_seconds = dice.uniform(0.05, 0.3)
     yield pids
@@ -162,7 +163,7 @@ def delay(world: World, member: Member, dice: Random) -> Iterator[Pids]:
 
 @fault("clock wrong by a minute", "any", lasts=(3, 10))
 def shift_clock(world: World, member: Member, dice: Random) -> Iterator[Pids]:
-    """One process's clock jumps a minute forward or back, and later is put right."""
+    """Set one process's clock a minute forward or back, and later correct it."""
     path = switches.clock_file(world.switches, member.name)
     path.write_text(str(dice.choice([-1, 1]) * CLOCK_ERROR_SECONDS))
     yield member.pids()
@@ -171,7 +172,7 @@ def shift_clock(world: World, member: Member, dice: Random) -> Iterator[Pids]:
 
 @fault("two dispatchers", "worker", lasts=(3, 10))
 def usurp(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
-    """One more process believes that it leads."""
+    """Make one more process believe that it leads."""
     path = switches.usurper_file(world.switches, member.name)
     path.touch()
     yield member.pids()
@@ -180,14 +181,14 @@ def usurp(world: World, member: Member, _dice: Random) -> Iterator[Pids]:
 
 @fault("Redis wiped", "redis", bound=(RESEND_SECONDS + 2 * PASS_SECONDS, 0), wipes_redis=True)
 def wipe_redis(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """FLUSHALL."""
+    """Delete everything in Redis with FLUSHALL."""
     world.fleet.redis.flushall()
     yield NOBODY
 
 
 @fault("Redis restarted", "redis", lasts=(1, 6), bound=(RESEND_SECONDS + 3, 0), counts_from_heal=True, wipes_redis=True)
 def restart_redis(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """SIGKILL, and a start some seconds later; it may lose the last second."""
+    """Kill Redis, and start it some seconds later. It may lose the data of the last second."""
     world.servers.redis.kill()
     yield NOBODY
     world.servers.redis.start()
@@ -195,7 +196,7 @@ def restart_redis(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
 
 @fault("Redis away", "redis", lasts=(7, 12), bound=(RESEND_SECONDS + 3, 0), counts_from_heal=True, wipes_redis=True)
 def stop_redis(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """Away for so long that workers take runs from the ledger."""
+    """Stop Redis for so long that workers take runs directly from the ledger."""
     world.servers.redis.kill()
     yield NOBODY
     world.servers.redis.start()
@@ -203,7 +204,7 @@ def stop_redis(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
 
 @fault("PostgreSQL restarted", "postgres", lasts=(0.5, 4), bound=(3, 0), counts_from_heal=True)
 def restart_postgres(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """A fast shutdown, and a start some seconds later."""
+    """Shut PostgreSQL down in mode fast, and start it some seconds later."""
     world.servers.postgres.stop()
     yield NOBODY
     world.servers.postgres.start()
@@ -211,7 +212,7 @@ def restart_postgres(world: World, _member: None, _dice: Random) -> Iterator[Pid
 
 @fault("PostgreSQL crashed", "postgres", lasts=(0, 3), bound=(3, 0), counts_from_heal=True)
 def crash_postgres(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """SIGKILL to all its processes, and a start some seconds later, which recovers."""
+    """Kill all processes of PostgreSQL, and start it some seconds later. It recovers from its log."""
     world.servers.postgres.kill()
     yield NOBODY
     world.servers.postgres.start()
@@ -221,7 +222,7 @@ def crash_postgres(world: World, _member: None, _dice: Random) -> Iterator[Pids]
     "PostgreSQL stalled", "postgres", lasts=(1.2, 1.8), in_leases=True, bound=(DEATH_SECONDS, 1), counts_from_heal=True
 )
 def stall_postgres(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """SIGSTOP to all its processes, later SIGCONT, as with a disk that hangs or a machine that is copied."""
+    """Send SIGSTOP to all processes of PostgreSQL, and later SIGCONT. A disk that hangs has the same effect."""
     main = psutil.Process(world.servers.postgres.pid)
     stopped = [main, *main.children(recursive=True)]
     for process in stopped:
@@ -233,7 +234,7 @@ def stall_postgres(world: World, _member: None, _dice: Random) -> Iterator[Pids]
             process.resume()
 
 
-#: Those of pools; others have executed statements of the ledger last.
+#: Ends the idle connections of pools. Other idle connections have executed another statement last.
 END_IDLE = """
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE starts_with(application_name, 'rota:') AND state = 'idle' AND query IN ('COMMIT', 'ROLLBACK')
@@ -243,7 +244,7 @@ ADMIT = "UPDATE pg_database SET datallowconn = {} WHERE datname = current_databa
 
 @fault("PostgreSQL admits nobody", "postgres", lasts=(1, 4), bound=(6, 0), counts_from_heal=True)
 def admit_nobody(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """New connections are refused, and idle ones of pools are ended; those of the ledger go on."""
+    """Refuse new connections, and end idle connections of pools. Other connections to the ledger stay open."""
     with world.connection() as connection:
         connection.exec_driver_sql(ADMIT.format("false"))
         try:
@@ -255,7 +256,7 @@ def admit_nobody(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
 
 @fault("PostgreSQL's sessions ended", "postgres", bound=(3, 0), counts_from_heal=True)
 def end_sessions(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """Every connection to this database is terminated by the server."""
+    """End all connections to this database."""
     with suppress(DBAPIError), world.connection() as connection:
         connection.exec_driver_sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -266,7 +267,7 @@ def end_sessions(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
 
 @fault("disk full", "postgres", lasts=(2, 5), bound=(5, 0), counts_from_heal=True)
 def fill_disk(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """The file system of the ledger is full, and PostgreSQL needs room for its log of transactions."""
+    """Fill the file system of the ledger, so that PostgreSQL has no room for its write-ahead log."""
     filler = world.servers.folder / "disk" / "filler"
     fill(filler)
     with suppress(DBAPIError), world.connection() as connection:
@@ -279,7 +280,7 @@ def fill_disk(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
 
 
 def fill(path: os.PathLike[str]) -> None:
-    """Take all the room there is."""
+    """Write to a file until the file system is full."""
     with suppress(OSError), open(path, "ab", buffering=0) as filler:
         while filler.write(bytes(FILL_BLOCK)):
             pass
@@ -294,7 +295,7 @@ LOCKS = {
 
 @fault("ledger locked", "postgres", lasts=(0.2, 0.6), in_leases=True, bound=(3, 0), counts_from_heal=True)
 def lock_rows(world: World, _member: None, dice: Random) -> Iterator[Pids]:
-    """Somebody holds locks on rows of the ledger, or on all of it, and sits there."""
+    """Hold locks on rows of the ledger, or on the whole table of runs."""
     statement = LOCKS[dice.choice(sorted(LOCKS))]
     with world.connection() as connection:
         connection.exec_driver_sql("SET lock_timeout = '2s'")
@@ -307,7 +308,7 @@ def lock_rows(world: World, _member: None, dice: Random) -> Iterator[Pids]:
 
 @fault("subjects away", "postgres", lasts=(0.5, 2))
 def take_subjects_away(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """The table of the subjects has another name, as in a deployment."""
+    """Rename the table of the subjects for a while, as a migration might."""
     with world.connection() as connection:
         connection.exec_driver_sql("ALTER TABLE fault_subjects RENAME TO fault_subjects_away")
         yield NOBODY
@@ -323,7 +324,7 @@ CLEAR_BACKLOG = text("DELETE FROM rota_runs WHERE job = 'backlog'")
 
 @fault(BACKLOG, "postgres", lasts=(4, 8))
 def pile_up(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
-    """Very many runs of a queue that no worker serves are due, and later are taken away."""
+    """Insert very many due runs of a queue that no worker serves, and delete them later."""
     with world.connection() as connection:
         connection.execute(FILL_BACKLOG, {"queue": BACKLOG_QUEUE, "runs": BACKLOG_RUNS})
         yield NOBODY
@@ -331,6 +332,8 @@ def pile_up(world: World, _member: None, _dice: Random) -> Iterator[Pids]:
 
 
 def possible(world: World) -> list[Fault]:
-    """The faults that can be injected here: a disk can only be filled if it is ours alone."""
+    """Return the faults that can be injected here. The disk can only be filled if PostgreSQL has a file system of its
+    own.
+    """
     offered = [found for found in FAULTS.values() if not (world.is_local and found.needs_redis)]
     return [found for found in offered if found.name != "disk full" or world.servers.is_small]

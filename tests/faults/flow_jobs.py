@@ -34,17 +34,17 @@ TABLES = """
         END IF;
     END $$;
 """
-#: The jobs whose runs are cancelled.
+#: The jobs whose runs may be cancelled.
 CANCELLED = ["keyed", "turn", "held", "nap", "sweep", "slow-query", "later", "brief", "limited"]
 PRIORITIES = [0, 0, 0, 0, 1, 5, 9]
-#: How long a run of ``brief`` may wait; three of one key are asked for at once, and each takes a second.
+#: The deadline of runs of ``brief``. Three runs of a key are requested at the same time, and each takes a second.
 BRIEF = timedelta(seconds=1.5)
 #: How long a run that always postpones itself may do so.
 PUTTING_OFF = timedelta(seconds=3)
 #: A slot that postpones itself waits for longer than a slot may be late in this suite.
 SLOT_LATER = timedelta(seconds=7)
 LINGER_SECONDS = 0.3
-#: How many runs of ``limited`` may be at work for each host, and how many of ``paced`` may start within which time.
+#: At most this many runs of ``limited`` may be at work for each host. ``PACE`` limits the starts of ``paced``.
 AT_ONCE, HOSTS = 2, ("alpha", "beta")
 PACE = (3, timedelta(seconds=2))
 USE = text("""
@@ -54,16 +54,18 @@ USE = text("""
 
 
 class Busy(Exception):
-    """Tried again."""
+    """An error after which the job is retried."""
 
 
 class Hopeless(Exception):
-    """Not tried again."""
+    """An error after which the job is not retried."""
 
 
 @job("turn", queue=QUEUE, overlap="wait", retry_delay=timedelta(0), max_retries=PATIENCE)
 def turn(run: Run, how: str = "well") -> None:
-    """One after another of a key; some fail once and keep their place, some postpone themselves and give it up."""
+    """Runs alone among the runs of its key. Some runs fail once and keep their place. Some postpone themselves and lose
+    it.
+    """
     effect(run)
     assert run.work.lease is not None
     query(run, 0.2)
@@ -75,7 +77,7 @@ def turn(run: Run, how: str = "well") -> None:
 
 @job("steady", queue=QUEUE, schedule=every(seconds=2), overlap="wait", retry_delay=3 * SECOND, max_retries=PATIENCE)
 def steady(run: Run) -> None:
-    """Slots that wait: some work for longer than a period, some fail once."""
+    """Has slots that wait for each other. Some take longer than the period, and some fail once."""
     effect(run)
     assert run.work.lease is not None
     second = int(run.slot.timestamp()) % 20 if run.slot else 0
@@ -87,7 +89,7 @@ def steady(run: Run) -> None:
 @job("postponed", queue=QUEUE, schedule=every(seconds=5), overlap="allow", misfire="skip", max_retries=PATIENCE,
      retry_delay=SECOND)  # fmt: skip
 def postponed(run: Run) -> None:
-    """Slots, some of which postpone themselves for longer than a slot may be late."""
+    """Has slots of which some postpone themselves for longer than a slot may be late."""
     effect(run)
     if run.slot and int(run.slot.timestamp()) % 10 == 0 and run.attempt == 1:
         raise Later(in_=SLOT_LATER)
@@ -103,7 +105,7 @@ def later(run: Run, always: bool = False) -> None:
 
 @job("brief", queue=QUEUE, overlap="wait", retry_delay=2 * SECOND, max_retries=PATIENCE)
 def brief(run: Run, fails: bool = False) -> None:
-    """Has a deadline, which binds until its first start."""
+    """Has a deadline, which applies until its first start."""
     effect(run)
     assert run.work.lease is not None
     query(run, 1)
@@ -114,7 +116,7 @@ def brief(run: Run, fails: bool = False) -> None:
 @job("picky", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE, retry_on=(Busy,),
      dead_on=(Hopeless,))  # fmt: skip
 def picky(run: Run, raises: str) -> None:
-    """Is tried again after some errors only."""
+    """Is retried after some errors only."""
     effect(run)
     assert run.work.lease is not None
     if raises == "busy" and run.work.lease.failures == 0:
@@ -128,13 +130,13 @@ def picky(run: Run, raises: str) -> None:
 @job("about", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE,
      subject=Subject("fault_subjects", "subject"))  # fmt: skip
 def about(run: Run, subject: int) -> None:
-    """Is about a row."""
+    """Has a subject."""
     effect(run)
 
 
 @job("asker", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def asker(run: Run) -> None:
-    """Changes something, and asks for one run that takes notice, unless one waits."""
+    """Commits a change, and requests one run that must see the change, unless such a run waits already."""
     effect(run)
     asked = enqueue(run.session, "once", key=KEYS[run.id % 2], unless="waiting")
     run.session.execute(text("INSERT INTO fault_changes (run_id) VALUES (:run)"), {"run": asked})
@@ -143,7 +145,7 @@ def asker(run: Run) -> None:
 
 @job("once", queue=QUEUE, overlap="wait", retry_delay=SECOND, max_retries=PATIENCE)
 def once(run: Run) -> None:
-    """Takes notice of all changes that were committed before it started."""
+    """Sees all changes that were committed before its start."""
     effect(run)
     seen = "UPDATE fault_changes SET seen_by = :run WHERE run_id = :run AND seen_by IS NULL"
     run.session.execute(text(seen), {"run": run.id})
@@ -152,7 +154,7 @@ def once(run: Run) -> None:
 
 @job("held", queue=QUEUE, overlap="wait", retry_delay=SECOND, max_retries=PATIENCE)
 def held(run: Run) -> None:
-    """Says past its session when it is in its function; leaves a while after it was interrupted."""
+    """Records, outside of its session, when it is in its function. After an interruption it takes a while to leave."""
     presence = enter(run)
     try:
         for _ in range(8):
@@ -164,7 +166,7 @@ def held(run: Run) -> None:
 
 
 def enter(run: Run) -> int:
-    """Write down that a run is in its function."""
+    """Record that a run is in its function."""
     lease = run.work.lease
     assert lease is not None
     entering = text("INSERT INTO fault_presences (run_id, token) VALUES (:run, :token) RETURNING id")
@@ -173,7 +175,7 @@ def enter(run: Run) -> int:
 
 
 def leave(run: Run, presence: int) -> None:
-    """Write down that a run leaves its function, if that can be written down."""
+    """Record that a run leaves its function, unless PostgreSQL is away."""
     leaving = text("UPDATE fault_presences SET left_at = clock_timestamp() WHERE id = :id")
     with suppress(SQLAlchemyError), database.autocommit(run.work.engine) as connection:
         connection.execute(leaving, {"id": presence})
@@ -182,7 +184,7 @@ def leave(run: Run, presence: int) -> None:
 @job("limited", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE,
      limits=[Limit("fault:{host}", at_once=AT_ONCE)])  # fmt: skip
 def limited(run: Run, host: str) -> None:
-    """So many at once of each host; writes down past its session how many it sees at work."""
+    """Has a limit for each host. Records, outside of its session, how many runs of the host are at work."""
     for _ in range(2):
         with database.autocommit(run.work.engine) as connection:
             connection.execute(USE, {"run": run.id, "host": host})
@@ -193,7 +195,7 @@ def limited(run: Run, host: str) -> None:
 @job("paced", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE,
      limits=[Limit("fault-pace", most=PACE[0], per=PACE[1])])  # fmt: skip
 def paced(run: Run) -> None:
-    """So many starts within a time."""
+    """Has a limit on the number of starts in a period."""
     effect(run)
 
 
@@ -205,13 +207,13 @@ VICTIM = text("""
 
 @job("canceller", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def canceller(run: Run) -> None:
-    """Cancels a run that waits or works; every other time one that is slow to leave, if there is one."""
+    """Cancels a waiting or running run. Every other time, it prefers a running run that is slow to leave."""
     effect(run)
     values = {"jobs": CANCELLED, "prefers": run.id % 2 == 0}
     victim = run.session.execute(VICTIM, values).scalar_one_or_none()
     if victim is None:
         return
-    with suppress(RotaError):  # it is over by now
+    with suppress(RotaError):  # the run is over by now
         found = cancel(run.session, victim, reason="a fault")
         note = text("INSERT INTO fault_cancels (run_id, found) VALUES (:run, :found)")
         run.session.execute(note, {"run": victim, "found": found})
@@ -236,7 +238,7 @@ Ask = Callable[[Session, str, Random], list[int]]
 
 
 def ask(session: Session, job: str, key: str, dice: Random) -> list[int]:
-    """Ask for runs of any job, with arguments that are drawn for it; return their ids."""
+    """Request runs of a job, with arguments that are drawn for the job. Return their ids."""
     priority = dice.choice(PRIORITIES)
     if job in ASKS:
         return ASKS[job](session, key, dice)
@@ -244,7 +246,7 @@ def ask(session: Session, job: str, key: str, dice: Random) -> list[int]:
 
 
 def ask_turn(session: Session, key: str, dice: Random) -> list[int]:
-    """Some at once of one key, with priorities that must not change their order."""
+    """Request some runs of one key, with priorities that must not change their order."""
     hows = dice.choices(["well", "fails", "later"], [4, 1, 1], k=dice.randint(1, 3))
     return [
         enqueue(session, "turn", key=key, args={"how": how}, priority=dice.choice(PRIORITIES), delay=delay(dice))
@@ -253,40 +255,40 @@ def ask_turn(session: Session, key: str, dice: Random) -> list[int]:
 
 
 def delay(dice: Random) -> timedelta:
-    """Mostly none."""
+    """Return a delay, which is mostly zero."""
     return dice.choice([timedelta(0), timedelta(0), SECOND])
 
 
 def ask_later(session: Session, _key: str, dice: Random) -> list[int]:
-    """One that always postpones itself has a deadline."""
+    """Request a run that postpones itself. A run that always does so has a deadline."""
     always = dice.random() < 0.3
     return [enqueue(session, "later", args={"always": always}, expires=PUTTING_OFF if always else None)]
 
 
 def ask_brief(session: Session, key: str, dice: Random) -> list[int]:
-    """More at once than can start in time; the first often fails."""
+    """Request more runs than can start before their deadline. The first run often fails."""
     args = [{"fails": number == 0 and dice.random() < 0.6} for number in range(3)]
     return enqueue_many(session, "brief", args, keys=[key] * len(args), expires=BRIEF)
 
 
 def ask_picky(session: Session, _key: str, dice: Random) -> list[int]:
-    """With one of its errors, or none."""
+    """Request a run that raises one of its errors, or none."""
     return [enqueue(session, "picky", args={"raises": dice.choice(["", "busy", "hopeless", "other"])})]
 
 
 def ask_limited(session: Session, _key: str, dice: Random) -> list[int]:
-    """Some at once of one host."""
+    """Request some runs of one host."""
     args = {"host": dice.choice(HOSTS)}
     return enqueue_many(session, "limited", [args] * dice.randint(1, 4), priority=dice.choice(PRIORITIES))
 
 
 def ask_paced(session: Session, _key: str, dice: Random) -> list[int]:
-    """Some at once."""
+    """Request some runs."""
     return enqueue_many(session, "paced", [{}] * dice.randint(1, 4))
 
 
 def ask_about(session: Session, _key: str, dice: Random) -> list[int]:
-    """About a row that is there, that is taken away at once, or that never was."""
+    """Request a run with a subject that exists, that is deleted at once, or that never existed."""
     subject = dice.randrange(1, 2**40)
     kind = dice.choice(["there", "there", "removed", "absent"])
     if kind == "absent":

@@ -12,20 +12,20 @@ from core.worker import outcomes
 from core.worker.wakes import Wakes
 from tests.faults.plant import Plant, replaced, retold, rewritten
 
-#: The dispatcher looks at turns this seldom.
+#: The dispatcher checks turns only after this time.
 SELDOM_SECONDS = 16.0
 SUBJECTS_AWAY = ("subjects away", 3.0, None, 5.0)
 
 
 def jumped_queue() -> None:
-    """A claim looks at those at work, and not at those that come first; the newest is woken."""
+    """A claim checks for running rivals, but not for rivals that come first. The newest run is woken."""
     claims.CLAIM = rewritten(claims.CLAIM, f"WHEN EXISTS ({claims.FORMER}) THEN 'waiting'", "")
     claims.CLAIM_MANY = rewritten(claims.CLAIM_MANY, f"OR EXISTS ({claims.FORMER})", "")
     turns.WAKE = retold(turns.WAKE, "ORDER BY due_at, id LIMIT 1", "ORDER BY due_at DESC, id DESC LIMIT 1")
 
 
 def lost_place() -> None:
-    """A run whose process died is due now, behind those that waited for it."""
+    """A run whose process died is due now, so it comes after the runs that waited for it."""
     processes.RECOVER = retold(
         processes.RECOVER,
         "crashes = crashes + 1, process_id",
@@ -34,13 +34,13 @@ def lost_place() -> None:
 
 
 def lost_rest() -> None:
-    """A run without a connection is due after its rest, behind those that were requested meanwhile."""
+    """A run without a connection becomes due after its rest, so it comes after runs that were requested meanwhile."""
     unparked = rewritten(unconnected.RELEASE, "exclusive AND NOT is_over", "false")
     unconnected.RELEASE = rewritten(unparked, "exclusive OR is_over", "is_over")
 
 
 def slow_wakes() -> None:
-    """Nobody wakes the next run when one has ended, and the dispatcher seldom looks."""
+    """An ended run does not wake the next run, and the dispatcher seldom checks turns."""
     look, looked = TurnKeeper.look, [time.monotonic()]
 
     def look_seldom(self: TurnKeeper, connection: Connection) -> int:
@@ -54,19 +54,19 @@ def slow_wakes() -> None:
 
 
 def skipped_request() -> None:
-    """A request that meets another run of its key is skipped, as a slot is."""
+    """A request that meets another run of its key is skipped, as a slot would be."""
     claims.CLAIM = rewritten(
         claims.CLAIM, "WHEN $8 AND state = 'queued' AND slot IS NOT NULL THEN 'skipped'", "WHEN true THEN 'skipped'"
     )
 
 
 def tried_and_missed() -> None:
-    """A late slot is missed by its policy, although it was tried."""
+    """A late slot is missed by its policy, although a worker has tried it."""
     slots.MISS = retold(slots.MISS, "WHEN tried IS NOT NULL THEN NULL", "")
 
 
 def freed_key() -> None:
-    """A cancel ends a running run at once, and its key is free while its function is at work."""
+    """A cancel ends a running run at once, so its key is free while its function still works."""
     cancels.CANCEL = rewritten(
         cancels.CANCEL,
         "SET token = drawn.token,",
@@ -75,61 +75,61 @@ def freed_key() -> None:
 
 
 def unfenced_cancel() -> None:
-    """A cancel leaves its mark, and the run's token as it is; its process does not look."""
+    """A cancel keeps the run's token, and the process does not check for cancels."""
     cancels.CANCEL = rewritten(cancels.CANCEL, "SET token = drawn.token,", "SET token = run.token,")
     cancels.of_process = lambda *_args: {}
 
 
 def late_start() -> None:
-    """Nobody looks at deadlines."""
+    """Deadlines are not checked."""
     claims.CLAIM = rewritten(claims.CLAIM, MAY_START, "true")
     claims.CLAIM_MANY = rewritten(claims.CLAIM_MANY, MAY_START, "true")
     deadlines.expire = lambda *_args: []
 
 
 def expired_retry() -> None:
-    """A deadline binds after the first start too."""
+    """A deadline also applies after the first start."""
     lax = retold(deadlines.EXPIRE, "state = 'queued' AND expires_at", "state IN ('queued', 'retrying') AND expires_at")
     deadlines.EXPIRE = retold(lax, "AND attempt = 0", "")
 
 
 def counted_later() -> None:
-    """Later is a failure."""
+    """Later counts as a failure."""
     later.POSTPONE = rewritten(later.POSTPONE, "reason = 'later',", "reason = 'later', failures = failures + 1,")
 
 
 def endless_later() -> None:
-    """Later goes past the run's deadline."""
+    """Later is not limited by the run's deadline."""
     later.POSTPONE = rewritten(later.POSTPONE, "then_at > least(since + $7, expires_at) AS is_over", "false AS is_over")
 
 
 def uncounted_later() -> None:
-    """A run does not know how often it was postponed."""
+    """The ledger does not count how often a run was postponed."""
     later.POSTPONE = rewritten(later.POSTPONE, "laters = coalesce(laters, 0) + 1", "laters = NULL")
 
 
 def stubborn_retry() -> None:
-    """A run is tried again after any error."""
+    """A run is retried after any error."""
     outcomes.may_retry = lambda *_args: True
 
 
 def hasty_orphan() -> None:
-    """A subject that cannot be looked up is taken to be missing."""
+    """A run is orphaned although its subject only cannot be looked up."""
     subjects.hand_back = subjects.orphan
 
 
 def unasked_subject() -> None:
-    """Nobody looks for the subject."""
+    """The subject is not looked up."""
     SubjectCheck._judge = lambda *_args: None  # type: ignore[method-assign]
 
 
 def unlocked_find() -> None:
-    """A run that is found waiting may start before its asker has committed."""
+    """A run that was found waiting may start before the transaction that found it has committed."""
     waiting.OF_KEY = replaced(waiting.OF_KEY, "FOR NO KEY UPDATE SKIP LOCKED", "")
 
 
 def ignored_limit() -> None:
-    """A claim does not look whether its limits have room."""
+    """A claim does not check whether its limits have room."""
     crowded = "ORDER BY standing.place LIMIT 1"
     claims.CLAIM_LIMITED = rewritten(claims.CLAIM_LIMITED, crowded, f"AND false {crowded}")
 
@@ -145,7 +145,7 @@ def forgotten_attempt() -> None:
 
 
 def of(plant: object, *kinds: str, **options: object) -> Plant:
-    """A plant with the name of its function."""
+    """Return a plant with the name of its function."""
     return Plant(plant.__name__.replace("_", "-"), plant, frozenset(kinds), **options)  # type: ignore[attr-defined,arg-type]
 
 
@@ -173,7 +173,7 @@ FLOW_PLANTS = [
     of(ignored_limit, "limit exceeded"),
     of(endless_tokens, "pace exceeded"),
 ]
-#: Those that do not hide one another, so that one round finds them all.
+#: Groups of plants that do not hide each other's violations, so that one round can find all plants of a group.
 TOGETHER = {
     "turns": ("jumped-queue", "lost-place", "late-start", "tried-and-missed", "counted-later", "stubborn-retry",
               "forgotten-attempt", "unasked-subject"),

@@ -1,7 +1,7 @@
 """Checks a history against the rules of flow control: turns, cancels, deadlines, Later, subjects, retry rules, kept
 attempts.
 
-Each rule is a function of one idea that yields violations, as in ``checker.py``.
+Each rule is a function that looks for one kind of violation, as in ``checker.py``.
 """
 
 from collections import defaultdict
@@ -31,22 +31,22 @@ from tests.faults.attempts import (
 from tests.faults.history import BACKLOG, Cancel, History, Presence, RunRow, Transition, seconds
 from tests.faults.violation import Check, Violation
 
-#: A claim may not see what was committed shorter ago than this.
+#: A claim may not see what another transaction has committed less than this time before.
 SEEN_AFTER = timedelta(seconds=1)
-#: A clock that a statement has read may be older by this when the trigger reads it.
+#: The trigger reads the clock at most this long after the statement read it.
 STATEMENT = timedelta(seconds=1)
-#: How soon a run starts when its turn has come, and how soon a cancelled run has ended, on a machine of two busy cores.
+#: A run starts this soon after its turn has come, and a cancelled run ends this soon, on a machine with two busy cores.
 TURN_SECONDS, CANCEL_SECONDS = 12.0, 15.0
-#: A waiting run with one of these reasons has been tried.
+#: If a waiting run has one of these reasons, a worker has tried it.
 TRIED = {"overlap", "limit", "later"}
-#: Attempts that were begun and are not counted.
+#: The reasons of attempts that were begun, but are not counted.
 UNCOUNTED = {"no connection"}
-#: Faults that cost no process its leases.
+#: Faults because of which no process loses its leases.
 KEEPS_LEASES = {
     "Redis wiped", "Redis restarted", "Redis away", "subjects away", BACKLOG, "two dispatchers", "slow network",
     "clock wrong by a minute", "paused briefly",
 }  # fmt: skip
-#: A statement that was stopped between two looks at the clock.
+#: The fault that can stop a statement between two reads of the clock.
 STALLED = "PostgreSQL stalled"
 
 
@@ -64,7 +64,7 @@ def order(history: History) -> Iterator[Violation]:
 
 
 def was_overtaken(stay: Stay, other: Stay) -> bool:
-    """Whether a run of the same key that comes after the first in their order was started while that one waited."""
+    """Return whether a run of the same key with a later place started while the run of ``stay`` waited."""
     if other.end is None or not is_claim(other.end) or other.place <= stay.place:
         return False
     is_over = stay.end is not None and stay.end.at <= other.end.at
@@ -72,7 +72,7 @@ def was_overtaken(stay: Stay, other: Stay) -> bool:
 
 
 def places(history: History) -> Iterator[Violation]:
-    """I6: only a counted failure with a delay, or Later, gives up a run's place among those of its key."""
+    """I6: a run loses its place among the runs of its key only by a counted failure with a delay, or by Later."""
     for runs in exclusive_keys(history):
         for run in runs:
             for attempt in attempts(history, run.id):
@@ -85,7 +85,7 @@ def places(history: History) -> Iterator[Violation]:
 
 
 def turns(history: History) -> Iterator[Violation]:
-    """I4, I6: a run starts soon after its turn has come, where no fault is in its way."""
+    """I4, I6: a run starts soon after its turn has come, if no fault interferes."""
     for runs in exclusive_keys(history):
         spans = [span for run in runs for span in spans_of(history, run)]
         stays = [stay for run in runs for stay in stays_of(history, run)]
@@ -99,7 +99,7 @@ def turns(history: History) -> Iterator[Violation]:
 
 
 def turn_of(stay: Stay, spans: list[Span], stays: list[Stay]) -> datetime:
-    """When the turn of a run of its key came: it was due, and no other was at work or before it."""
+    """Return when the turn of a run came: when it was due, and no other run of its key was at work or came first."""
     assert stay.end is not None
     worked = [span.end for span in spans if span.run_id != stay.run_id and span.end <= stay.end.at]
     former = [each.end.at for each in stays if each.place < stay.place and each.end and each.end.at <= stay.end.at]
@@ -107,7 +107,7 @@ def turn_of(stay: Stay, spans: list[Span], stays: list[Stay]) -> datetime:
 
 
 def waits_for_turn(history: History, run_id: int, begin: datetime, end: datetime) -> bool:
-    """Whether another run of its key, which it may not overlap, was at work or before it in that time."""
+    """Return whether another run of an exclusive key was at work in that time."""
     run = history.run[run_id]
     if not history.spec(run).exclusive:
         return False
@@ -124,7 +124,7 @@ def requests(history: History) -> Iterator[Violation]:
 
 
 def tried(history: History) -> Iterator[Violation]:
-    """I8: a slot that was tried is not missed; the graces of this suite are longer than its rounds."""
+    """I8: a slot that a worker has tried is not missed. The graces of this suite are longer than its rounds."""
     for run in history.runs:
         noted = history.transitions_of.get(run.id, []) + history.notes_of.get(run.id, [])
         if run.state == "missed" and run.slot and any(change.reason in TRIED or is_claim(change) for change in noted):
@@ -133,7 +133,9 @@ def tried(history: History) -> Iterator[Violation]:
 
 
 def presences(history: History) -> Iterator[Violation]:
-    """I6: by their own account, no two runs of one key are in their function at once, cancelled or not."""
+    """I6: two runs of a key are never in their functions at the same time, even if one is cancelled. The functions
+    record this.
+    """
     for runs in exclusive_keys(history):
         spans = [span for run in runs for span in present(history, run)]
         for earlier, later in collisions(spans):
@@ -142,7 +144,9 @@ def presences(history: History) -> Iterator[Violation]:
 
 
 def present(history: History, run: RunRow) -> Iterator[Span]:
-    """When a run was in its function with a good lease. A lost lease ends with the ledger's word, and not with it."""
+    """Yield the spans in which a run was in its function with a valid lease. If the lease is lost, the span ends when
+    the ledger records it.
+    """
     by_token = {attempt.token: attempt for attempt in attempts(history, run.id)}
     for presence in history.presences_of.get(run.id, ()):
         attempt = by_token.get(presence.token)
@@ -151,13 +155,13 @@ def present(history: History, run: RunRow) -> Iterator[Span]:
 
 
 def left_at(history: History, presence: Presence, attempt: Attempt, end: Transition) -> datetime:
-    """When an attempt gave up its key."""
+    """Return when an attempt gave up its key."""
     by_itself = end.reason in {None, "cancelled", *FAILED} and not may_be_lost(history, attempt)
     return presence.left_at if by_itself and presence.left_at else end.at
 
 
 def may_be_lost(history: History, attempt: Attempt) -> bool:
-    """Whether a fault may have cost the process of an attempt its lease."""
+    """Return whether a fault may have caused the process of an attempt to lose its lease."""
     assert attempt.end is not None
     during = history.faults_between(attempt.claim.at - AFTERMATH - lease(history), attempt.end.at)
     pid = pid_of(attempt.claim)
@@ -165,7 +169,7 @@ def may_be_lost(history: History, attempt: Attempt) -> bool:
 
 
 def cancels(history: History) -> Iterator[Violation]:
-    """I3: a cancelled run does not commit, does not start again, and soon ends; nobody else's run is cancelled."""
+    """I3: a cancelled run does not commit, does not start again, and ends soon. No other run is cancelled."""
     of_run: dict[int, list[Cancel]] = defaultdict(list)
     for cancel in history.cancels:
         of_run[cancel.run_id].append(cancel)
@@ -178,7 +182,7 @@ def cancels(history: History) -> Iterator[Violation]:
 
 
 def cancelled(history: History, run: RunRow, cancel: Cancel) -> Iterator[Violation]:
-    """The same for one run."""
+    """Check one run as ``cancels`` does."""
     later = [change for change in history.transitions_of.get(run.id, []) if change.at > cancel.committed_at]
     if any(is_claim(change) for change in later) or (run.state in FINAL and not run.was_cancelled):
         message = f"run {run.id} of {run.job} was cancelled, and is {run.state} ({run.reason})"
@@ -190,7 +194,7 @@ def cancelled(history: History, run: RunRow, cancel: Cancel) -> Iterator[Violati
 
 
 def deadlines(history: History) -> Iterator[Violation]:
-    """A run starts by its deadline or is missed, and the deadline binds until the first start only."""
+    """A run starts before its deadline or is missed. The deadline applies only until the first start."""
     for run in history.runs:
         claims = [change for change in history.transitions_of.get(run.id, []) if is_claim(change)]
         if (
@@ -207,19 +211,19 @@ def deadlines(history: History) -> Iterator[Violation]:
 
 
 def is_expired_rightly(run: RunRow, claims: list[Transition]) -> bool:
-    """Whether a run was missed at its deadline, without a start."""
+    """Return whether a run was missed at its deadline, without a start."""
     return (
         not claims and run.expires_at is not None and run.finished_at is not None and run.finished_at >= run.expires_at
     )
 
 
 def stalled(history: History, moment: datetime) -> bool:
-    """Whether PostgreSQL did not run for a while shortly before."""
+    """Return whether PostgreSQL was stalled shortly before ``moment``."""
     return any(fault.kind == STALLED for fault in history.faults_between(moment - STATEMENT, moment))
 
 
 def laters(history: History) -> Iterator[Violation]:
-    """Later is counted apart, and bounded by the run's deadline."""
+    """Each Later is counted apart from failures. It cannot postpone a run past its deadline."""
     for run in history.runs:
         put_off = [
             change
@@ -236,7 +240,7 @@ def laters(history: History) -> Iterator[Violation]:
 
 
 def retry_rules(history: History) -> Iterator[Violation]:
-    """A run is dead at once after an error that its job does not try again, and after no other."""
+    """A run is dead at once after an error that its job does not retry, and only after such an error."""
     for run in history.runs:
         is_told = (run.state, run.reason) == ("dead", "no retry")
         may_be = run.args.get("raises") in {"hopeless", "other"}
@@ -248,7 +252,7 @@ def retry_rules(history: History) -> Iterator[Violation]:
 
 
 def subjects(history: History) -> Iterator[Violation]:
-    """A run is orphaned for its subject if and only if that was away before its first attempt."""
+    """A run is orphaned because of its subject if and only if the subject was missing before its first attempt."""
     for run in history.runs:
         subject = run.args.get("subject")
         if subject is None:
@@ -264,7 +268,7 @@ def subjects(history: History) -> Iterator[Violation]:
 
 
 def changes(history: History) -> Iterator[Violation]:
-    """I4: a run that waits, and is found by ``unless="waiting"``, sees what its asker has committed."""
+    """I4: a run that ``unless="waiting"`` finds sees the changes of the transaction that found it."""
     for change in history.changes:
         run = history.run.get(change.run_id)
         if run is not None and run.state == "succeeded" and not change.is_seen:
@@ -273,7 +277,7 @@ def changes(history: History) -> Iterator[Violation]:
 
 
 def kept_attempts(history: History) -> Iterator[Violation]:
-    """Every attempt that did not succeed is kept with its outcome, and a success after another."""
+    """Each attempt that did not succeed is kept with its outcome, and so is a success after such an attempt."""
     kept: dict[int, dict[int, str]] = defaultdict(dict)
     for each in history.kept:
         kept[each.run_id][each.attempt] = each.outcome
@@ -285,7 +289,9 @@ def kept_attempts(history: History) -> Iterator[Violation]:
 
 
 def worth_keeping(history: History, run: RunRow) -> Iterator[tuple[int, str]]:
-    """The number and outcome of each attempt that is kept; an uncounted one gives its number to the next."""
+    """Yield the number and the outcome of each attempt that is kept. The attempt after an uncounted attempt has the
+    same number.
+    """
     for attempt in attempts(history, run.id):
         if attempt.end is not None:
             outcome = outcome_of(attempt, attempt.end)
@@ -294,7 +300,7 @@ def worth_keeping(history: History, run: RunRow) -> Iterator[tuple[int, str]]:
 
 
 def outcome_of(attempt: Attempt, end: Transition) -> str | None:
-    """Under which name an attempt is kept; None if it is not."""
+    """Return the outcome under which an attempt is kept, or None if it is not kept."""
     if end.after == "succeeded":
         return "succeeded" if attempt.claim.attempt > 1 else None
     if not was_begun(attempt):
@@ -305,7 +311,7 @@ def outcome_of(attempt: Attempt, end: Transition) -> str | None:
 
 
 def limits(history: History) -> Iterator[Violation]:
-    """A limit is never exceeded, by the ledger and by what the runs under it have seen."""
+    """A limit is never exceeded, by the ledger and by what the limited runs have seen."""
     for runs in limited_together(history):
         most = history.spec(runs[0]).at_once
         spans = [span for run in runs for span in held_spans(history, run)]
@@ -321,7 +327,7 @@ def limits(history: History) -> Iterator[Violation]:
 
 
 def limited_together(history: History) -> Iterator[list[RunRow]]:
-    """The runs under each name of a limit."""
+    """Yield the runs of each limit, by the limit's name."""
     under: dict[str, list[RunRow]] = defaultdict(list)
     for run in history.runs:
         for name in run.limits or ():
@@ -330,13 +336,13 @@ def limited_together(history: History) -> Iterator[list[RunRow]]:
 
 
 def held_spans(history: History, run: RunRow) -> Iterator[Span]:
-    """When a run held its limits, by the ledger."""
+    """Yield the spans in which a run held its limits, by the ledger."""
     for attempt in attempts(history, run.id):
         yield Span(run.id, attempt.claim.at, attempt.end.at if attempt.end else history.until)
 
 
 def paces(history: History) -> Iterator[Violation]:
-    """Within any time no more runs start than a bucket of tokens allows, which is refilled evenly."""
+    """In no span do more runs start than a token bucket allows that is refilled evenly."""
     for runs in limited_together(history):
         pace = history.spec(runs[0]).pace
         if pace is not None:
@@ -346,12 +352,14 @@ def paces(history: History) -> Iterator[Violation]:
 
 
 def was_begun(attempt: Attempt) -> bool:
-    """Whether the function of a run was called, as far as the ledger knows. Only such an attempt keeps its token."""
+    """Return whether the function of a run was called, as far as the ledger knows. Only such an attempt keeps its
+    token.
+    """
     return attempt.end is None or attempt.end.token is not None or attempt.end.reason in UNCOUNTED
 
 
 def too_many(job: str, starts: list[datetime], most: int, per_seconds: float) -> Iterator[Violation]:
-    """The same for the starts of one limit; the trigger may write one down later than it took place."""
+    """Check the starts of one limit. The trigger may record a start later than it took place."""
     for first, begin in enumerate(starts):
         for number, end in enumerate(starts[first:], 1):
             if number > most + 1 + most * seconds(end - begin) / per_seconds:

@@ -10,43 +10,43 @@ from typing import Any, TypeVar
 T = TypeVar("T", bound="Transition | Effect | Presence")
 #: The name of the fault that fills one queue.
 BACKLOG = "great backlog"
-#: The error that a forked child raises, and the kind of effect that it tries to leave.
+#: The error that a forked child raises, and the kind of the effect that the child tries to write.
 OF_A_CHILD, BY_A_CHILD = "raised in a forked child", "child"
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a job of the workload promises."""
+    """The properties of a job of the workload."""
 
     name: str
-    #: Its slots are the multiples of this; none: it is requested.
+    #: The period of its slots, whose times are multiples of it; None if its runs are requested.
     every_seconds: int | None = None
     exclusive: bool = True
     max_retries: int = 3
     misfire: str = "latest"
-    #: Whether it may end well, with one effect.
+    #: Whether its runs may succeed, each with one effect.
     may_succeed: bool = True
-    #: Whether it may use up its retries.
+    #: Whether its runs may use up their retries.
     may_die: bool = False
-    #: Whether it kills the process that runs it.
+    #: Whether its runs kill their process.
     is_poison: bool = False
-    #: Whether its success leaves an effect.
+    #: Whether its success writes an effect.
     has_effect: bool = True
     #: Whether PostgreSQL refuses its success.
     is_refused: bool = False
-    #: Whether a failed attempt is tried again after a delay, and so gives up its place.
+    #: Whether a failed attempt is retried after a delay. The run then loses its place.
     has_delay: bool = True
-    #: Whether a waiting slot replaces older ones.
+    #: Whether a waiting slot replaces older slots.
     keeps_newest: bool = False
-    #: How many of its runs may be at work at once under each name of a limit.
+    #: At most this many of its runs may be at work for each name of a limit.
     at_once: int | None = None
-    #: How many of its runs may start within how many seconds.
+    #: At most this many of its runs may start within this many seconds.
     pace: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run as the ledger has it in the end."""
+    """The last state of a run in the ledger."""
 
     id: int
     job: str
@@ -62,22 +62,22 @@ class RunRow:
     error: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
     expires_at: datetime | None = None
-    #: How often it was postponed.
+    #: How many times the run was postponed.
     laters: int = 0
     #: The names of its limits.
     limits: list[str] | None = None
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether a cancel has ended it."""
+        """Whether a cancel has ended the run."""
         return (self.state, self.reason) == ("dead", "cancelled")
 
 
 @dataclass(frozen=True)
 class Transition:
-    """A change of a run's state, written by a trigger in the very transaction that made it.
+    """A change of a run's state. A trigger records it in the transaction that makes the change.
 
-    A change of a waiting run's reason, as when it has found that it must wait for another, is noted too.
+    A change of a waiting run's reason is also recorded, for example when the run must wait for another run.
     """
 
     run_id: int
@@ -88,25 +88,25 @@ class Transition:
     failures: int
     crashes: int
     token: int | None
-    #: Of the process that had it or has it.
+    #: The id of the process that has the run or had it before.
     process_id: int | None
     worker: str | None
     due_at: datetime
     at: datetime
     xid: int
     error: str | None = None
-    #: When its transaction committed.
+    #: The commit time of its transaction.
     committed_at: datetime | None = None
 
     @property
     def is_note(self) -> bool:
-        """Whether the run waits as before, for another reason."""
+        """Whether only the reason of a waiting run has changed."""
         return self.before == self.after != "running"
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What an attempt left in its own transaction: ``done`` once, or ``step`` at each checkpoint of a sweep."""
+    """A row that an attempt wrote in its own transaction: ``done`` once, or ``step`` at each checkpoint of a sweep."""
 
     run_id: int
     kind: str
@@ -115,10 +115,10 @@ class Effect:
     attempt: int
     began_at: datetime
     at: datetime
-    #: When its transaction committed, by PostgreSQL's own account.
+    #: The commit time of its transaction, by PostgreSQL.
     committed_at: datetime
     xid: int
-    #: The changes of an earlier run's session that this attempt found in its own.
+    #: The changes of an earlier run's session that the attempt found in its own session.
     found: str = ""
 
 
@@ -129,21 +129,21 @@ class FaultEvent:
     kind: str
     at: datetime
     healed_at: datetime
-    #: What it hit, for people.
+    #: The server or the member that it hit, for people.
     target: str = ""
-    #: The processes it hit; none: a server, and thereby everyone.
+    #: The processes that it hit; empty for a server, which affects all processes.
     pids: frozenset[int] = frozenset()
-    #: Whether recovery is counted from when it was healed, as with a server, or from when it began.
+    #: Whether the time of a recovery is counted from the end of the fault, as for a server, and not from its beginning.
     counts_from_heal: bool = False
-    #: How soon what was interrupted must be going on, in seconds; None: that is not promised.
+    #: An interrupted run goes on within this many seconds; None if nothing is promised.
     bound_seconds: float | None = None
-    #: Whether it may lose what Redis has.
+    #: Whether the fault may delete what Redis has.
     wipes_redis: bool = False
 
 
 @dataclass(frozen=True)
 class ProcessEvent:
-    """A process was started or has ended."""
+    """The start or the end of a process."""
 
     at: datetime
     name: str
@@ -153,7 +153,7 @@ class ProcessEvent:
 
 @dataclass(frozen=True)
 class Letter:
-    """A message of the fast lane that Redis took."""
+    """A message of the fast lane that Redis has taken."""
 
     number: int
     sent_at: datetime
@@ -161,7 +161,7 @@ class Letter:
 
 @dataclass(frozen=True)
 class Cancel:
-    """A job has cancelled a run, and its transaction has committed."""
+    """A committed cancel of a run by a job."""
 
     run_id: int
     #: The state in which the cancel found it.
@@ -171,22 +171,22 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Presence:
-    """An attempt was in its job's function, by its own account, written past its session."""
+    """A time in which an attempt was in its job's function. The job records it outside of its session."""
 
     run_id: int
     token: int
     entered_at: datetime
-    #: None if it could not say so any more.
+    #: None if the end could not be recorded.
     left_at: datetime | None
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change that a job has committed, and of which a run that waited is to take notice."""
+    """A change that a job has committed, and that a waiting run must see."""
 
     run_id: int
     number: int
-    #: Whether the run has seen it.
+    #: Whether the run has seen the change.
     is_seen: bool
 
 
@@ -201,11 +201,11 @@ class KeptAttempt:
 
 @dataclass
 class History:
-    """A round."""
+    """All that was recorded in a round."""
 
     seed: int
     specs: dict[str, Spec]
-    #: Since when and until when slots are checked, by the database's clock.
+    #: The start and the end of the time in which slots are checked, by the database's clock.
     since: datetime
     until: datetime
     lease_seconds: float
@@ -215,9 +215,9 @@ class History:
     effects: list[Effect] = field(default_factory=list)
     faults: list[FaultEvent] = field(default_factory=list)
     processes: list[ProcessEvent] = field(default_factory=list)
-    #: Runs whose request was committed, as its client was told.
+    #: The runs whose request the client saw committed.
     acknowledged: list[int] = field(default_factory=list)
-    #: Runs of which the requesting transaction left word, whether or not the client heard of the commit.
+    #: The runs that the requesting transaction recorded, even if the client did not see the commit.
     requested: list[int] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
     received: list[int] = field(default_factory=list)
@@ -226,9 +226,9 @@ class History:
     presences: list[Presence] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     kept: list[KeptAttempt] = field(default_factory=list)
-    #: How many runs under its limit a run has seen at work.
+    #: How many runs under the same limit each run has seen at work.
     uses: list[tuple[int, int]] = field(default_factory=list)
-    #: When the row of a subject was taken away, by its id. One with a negative id never had any.
+    #: When the row of each subject was deleted, by its id. A subject with a negative id never had a row.
     removed: dict[int, datetime] = field(default_factory=dict)
     mode: str = "auto"
 
@@ -258,20 +258,20 @@ class History:
         return by_run(self.effects)
 
     def spec(self, run: RunRow) -> Spec:
-        """What its job promises."""
+        """Return the properties of the run's job."""
         return self.specs[run.job]
 
     def faults_between(self, begin: datetime, end: datetime) -> list[FaultEvent]:
-        """The faults that were in force at some time of that span."""
+        """Return the faults that were in force at any time of the span."""
         return [fault for fault in self.faults if fault.at <= end and fault.healed_at >= begin]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for a file."""
+        """Return the history as a value for a JSON file."""
         return asdict(self)
 
 
 def by_run(rows: Iterable[T]) -> dict[int, list[T]]:
-    """Rows by the run they are about."""
+    """Return rows by the run that they are about."""
     found: dict[int, list[T]] = defaultdict(list)
     for row in rows:
         found[row.run_id].append(row)
@@ -279,5 +279,5 @@ def by_run(rows: Iterable[T]) -> dict[int, list[T]]:
 
 
 def seconds(span: timedelta) -> float:
-    """A span as a number."""
+    """Return a span in seconds."""
     return span.total_seconds()

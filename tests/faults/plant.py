@@ -7,37 +7,39 @@ from sqlalchemy import TextClause, text
 
 from core.ledger.prepared import Prepared
 
-#: The variable that names what a process is to plant.
+#: The environment variable that names the plants of a process.
 PLANT = "FAULTS_PLANT"
-#: A fault of a round: which, when, whom, for how long.
+#: A fault of a round: its name, its start, its member, and its duration.
 Timed = tuple[str, float, int | None, float]
 
 
 @dataclass(frozen=True)
 class Plant:
-    """A bug: what it does to a process, what it does to the schema, and what the checker must say of it."""
+    """A bug: the function that adds it to a process, a statement that changes the schema for it, and the expected
+    violations.
+    """
 
     name: str
     plant: Callable[[], None]
-    #: Kinds of violation of which at least one must be found.
+    #: The checker must find a violation of at least one of these kinds.
     found_as: frozenset[str]
     schema: str = "SELECT 1"
-    #: The faults that bring it out, if the usual ones do not.
+    #: The faults that the bug needs, if drawn faults do not show it.
     faults: tuple[Timed, ...] = ()
 
 
 def rewritten(statement: Prepared, old: str, new: str) -> Prepared:
-    """``statement`` with ``old``, which must be there, replaced."""
+    """Return ``statement`` with ``old`` replaced. Fails if ``old`` is not in it."""
     assert old in statement.body, f"{statement.name} has changed: {old!r} is not in it"
     return Prepared(statement.name, statement.types, statement.body.replace(old, new))
 
 
 def retold(statement: TextClause, old: str, new: str) -> TextClause:
-    """The same for a statement that is not prepared."""
+    """Return a statement that is not prepared with ``old`` replaced."""
     return text(replaced(statement.text, old, new))
 
 
 def replaced(statement: str, old: str, new: str) -> str:
-    """The same for a part of a statement."""
+    """Return the text of a statement with ``old`` replaced."""
     assert old in statement, f"a statement has changed: {old!r} is not in it"
     return statement.replace(old, new)

@@ -1,7 +1,7 @@
 """Bugs that are added to the core from outside, to check that the checker finds them.
 
-Each is a bug that a person might really write. If a plant does not find the code that it must replace, it fails at
-once, so that no plant is without effect unnoticed.
+Each is a bug that a person might really write. A plant fails at once if it does not find the code that it must replace,
+so that no plant is without effect.
 """
 
 import os
@@ -28,7 +28,7 @@ from tests.faults.flow_plants import FLOW_PLANTS
 from tests.faults.history import BACKLOG
 from tests.faults.plant import PLANT, Plant, rewritten
 
-#: Longer than two looks of the dispatcher at who is dead.
+#: Longer than the time in which the dispatcher looks twice for dead processes.
 SLOW_SECONDS = 3.0
 REFUSED = ("PostgreSQL admits nobody", 3.0, None, 3.0)
 STALLED = ("PostgreSQL stalled", 3.0, None, 6.0)
@@ -36,9 +36,9 @@ CROWDED = (BACKLOG, 2.0, None, 16.0)
 
 
 def unfenced_commit() -> None:
-    """Success is recorded, and checkpoints are committed, without a look at the lease.
+    """Success is recorded, and checkpoints are committed, without a check of the lease.
 
-    Nor are the connections of a silent process closed, which would hide it most of the time.
+    The connections of a silent process are not closed either, since this would hide the bug most of the time.
     """
     processes.DISCONNECT = text("SELECT CAST(:applications AS text[])")
     runs.SUCCEED = rewritten(runs.SUCCEED, leases.LEASE_IS_GOOD, "run.id = $1 AND $2 + $3 IS NOT NULL")
@@ -46,24 +46,24 @@ def unfenced_commit() -> None:
 
 
 def lost_retry() -> None:
-    """A failed attempt whose slot is old is not tried again, as with periodiq's middleware."""
+    """A failed attempt of an old slot is not retried, as with periodiq's middleware."""
     skipped = rewritten(runs.FAIL, "SET state = $4", "SET state = CASE $4 WHEN 'retrying' THEN 'skipped' ELSE $4 END")
     runs.FAIL = rewritten(skipped, "finished_at = CASE $4 WHEN 'dead' THEN", "finished_at = CASE WHEN true THEN")
 
 
 def swallowed_failure() -> None:
-    """An error while a failure is recorded is swallowed, and the message acknowledged."""
+    """An error during the recording of a failure is ignored, and the message is acknowledged."""
     runs.fail = lambda *_args: True
 
 
 def claim_without_lock() -> None:
-    """A claim does not look for a rival, and does not take part in the index that would stop it."""
+    """A claim does not look for a rival, and is not covered by the unique index that would stop it."""
     unlocked = rewritten(claims.CLAIM, "WHEN NOT exclusive THEN 'running'", "WHEN true THEN 'running'")
     claims.CLAIM = rewritten(unlocked, "attempt = attempt +", "exclusive = false, attempt = attempt +")
 
 
 def slot_twice() -> None:
-    """Each process that fires a slot inserts it, even if it is there already."""
+    """Each process that fires a slot inserts it, even if the slot exists already."""
     statement = slots.INSERT.text
     conflict = "ON CONFLICT (job, key, slot) WHERE slot IS NOT NULL DO NOTHING"
     assert conflict in statement, "slots.INSERT has changed"
@@ -71,12 +71,12 @@ def slot_twice() -> None:
 
 
 def forgotten_lease() -> None:
-    """Dead processes are noticed, and what they ran is forgotten."""
+    """Dead processes are noticed, but their runs are not recovered."""
     processes.recover = lambda *_args: []
 
 
 def two_commits() -> None:
-    """Success is recorded in a transaction of its own, and the job's work committed after it."""
+    """Success is recorded in a transaction of its own, and the job's work is committed after it."""
 
     def succeed(
         _self: DatabaseSession,
@@ -97,7 +97,7 @@ def two_commits() -> None:
 
 
 def dropped_message() -> None:
-    """What was handed to Redis is taken to have arrived."""
+    """Messages that were sent to Redis are never sent again."""
 
     def find_lost(_connection: Connection, *_args: Any) -> int:
         return 0
@@ -106,12 +106,12 @@ def dropped_message() -> None:
 
 
 def charged_refusal() -> None:
-    """That PostgreSQL has no connection is the job's failure."""
+    """A connection that PostgreSQL refuses counts as a failure of the job."""
     database.blame = lambda _error: None
 
 
 def counted_stall() -> None:
-    """Nobody notices a stall of PostgreSQL, and processes that have lost their leases by it are slow to say so."""
+    """A stall of PostgreSQL is not noticed, and processes that have lost their leases in it notice this late."""
     Outage.timed = lambda _self: nullcontext()  # type: ignore[method-assign]
     renew = processes.renew
 
@@ -124,17 +124,17 @@ def counted_stall() -> None:
 
 
 def working_child() -> None:
-    """Forks of a job go on as copies of the worker, with its connections."""
+    """The forked child of a job continues as a copy of the worker, with the worker's connections."""
     forks.begin = lambda: None
 
 
 def kept_session() -> None:
-    """A connection goes back to the pool with what the job has set."""
+    """A connection goes back to the pool with the job's changes of its session."""
     WatchedConnection.is_clean = True  # type: ignore[assignment,method-assign]
 
 
 def undivided_batch() -> None:
-    """A batch of successes is recorded as a whole, or tried again as a whole."""
+    """A batch of successes is recorded as a whole, or not at all."""
 
     def record_whole(self: Completions, batch: Sequence[Completion]) -> list[Exception]:
         recorded = self._record(batch) if batch else set()
@@ -146,7 +146,7 @@ def undivided_batch() -> None:
 
 
 def unbounded_pass() -> None:
-    """A pass sends all that is due, run by run and queue by queue."""
+    """A pass sends all due runs, run by run and queue by queue."""
 
     def take_one(connection: Connection, queue: str, names: Sequence[str]) -> Sequence[OutgoingRun]:
         for urgent in shares.due_urgent(connection, names).get(queue, ()):
@@ -188,11 +188,11 @@ PLANTS = {
 
 
 def planted(names: str) -> list[Plant]:
-    """The plants of these names, which are separated by commas."""
+    """Return the plants with these names, which are separated by commas."""
     return [PLANTS[name] for name in names.split(",") if name]
 
 
 def install() -> None:
-    """Plant what the environment names, if anything."""
+    """Install the plants that the environment variable names."""
     for plant in planted(os.environ.get(PLANT, "")):
         plant.plant()

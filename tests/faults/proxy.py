@@ -15,12 +15,12 @@ from typing import Any, Literal
 Direction = Literal["to server", "from server"]
 DIRECTIONS: tuple[Direction, ...] = ("to server", "from server")
 CHUNK = 65_536
-#: A Unix socket, or host and port.
+#: The path of a Unix socket, or a host and a port.
 Address = str | tuple[str, int]
 
 
 class Loop:
-    """The one thread in which all proxies work."""
+    """The one thread in which all proxies run."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -28,12 +28,12 @@ class Loop:
         self._thread.start()
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do this in the loop, and return its result."""
+        """Run a coroutine in the loop, and return its result."""
         future: Future[Any] = asyncio.run_coroutine_threadsafe(work, self.loop)
         return future.result(10)
 
     def close(self) -> None:
-        """End everything."""
+        """End all proxies and the loop."""
         self.do(_cancel_all())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
@@ -49,7 +49,7 @@ async def _cancel_all() -> None:
 
 @dataclass
 class Proxy:
-    """One listening port, and what lies behind it."""
+    """A listening port, and the server to which it leads."""
 
     loop: Loop
     behind: Callable[[], Address]
@@ -72,7 +72,7 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def cut(self) -> None:
-        """Reset every connection; new ones may be made."""
+        """Reset every connection. New connections can be made."""
         self.loop.do(self._cut())
 
     async def _cut(self) -> None:
@@ -80,17 +80,17 @@ class Proxy:
             writer.transport.abort()
 
     def silence(self, direction: Direction) -> None:
-        """Let nothing through in that direction."""
+        """Block one direction."""
         self.loop.do(self._set(direction, is_open=False))
 
     def heal(self) -> None:
-        """Let everything through, at once."""
+        """Deliver everything, at once."""
         self.delay_seconds = 0
         for direction in DIRECTIONS:
             self.loop.do(self._set(direction, is_open=True))
 
     def stop(self) -> None:
-        """Listen no more, and end every connection."""
+        """Stop listening, and end every connection."""
         self.loop.do(self._stop())
 
     async def _stop(self) -> None:
@@ -140,7 +140,7 @@ class Proxy:
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
-    """What has come; nothing, once the connection has ended in whatever way."""
+    """Return the next data, or nothing if the connection has ended in any way."""
     try:
         return await reader.read(CHUNK)
     except OSError:

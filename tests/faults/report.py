@@ -10,16 +10,16 @@ from tests.faults.checker import Recovery, recoveries
 from tests.faults.history import Effect, History, Transition
 from tests.faults.violation import Violation
 
-#: How many violations of one kind are told in full.
+#: At most this many violations of each kind are described in full.
 MOST_TOLD = 3
 NEAR = timedelta(seconds=3)
-#: What the three words of the summary stand for.
+#: The kinds of violation behind the three words of the summary.
 LOST, DOUBLED, STUCK = {"lost", "slot lost", "letter lost", "retry dropped"}, {"doubled", "slot doubled"}, {"stuck"}
 
 
 @dataclass
 class Tally:
-    """The sum over all rounds."""
+    """The numbers of all rounds."""
 
     seeds: list[int] = field(default_factory=list)
     slots: int = 0
@@ -32,7 +32,7 @@ class Tally:
     worst: dict[str, list[Recovery]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, history: History, violations: Iterable[Violation]) -> None:
-        """Count a round in."""
+        """Add the numbers of a round."""
         self.seeds.append(history.seed)
         self.slots += sum(run.slot is not None for run in history.runs)
         self.runs += len(history.runs)
@@ -45,11 +45,11 @@ class Tally:
             self.worst[recovery.fault.kind].append(recovery)
 
     def count(self, kinds: set[str]) -> int:
-        """How many violations of these kinds."""
+        """Return the number of violations of these kinds."""
         return sum(self.kinds[kind] for kind in kinds)
 
     def lines(self) -> Iterator[str]:
-        """The summary."""
+        """Yield the lines of the summary."""
         yield f"rounds {len(self.seeds)}, seeds {self.seeds[0]} to {self.seeds[-1]}"
         yield (
             f"slots {self.slots}, runs {self.runs}, attempts {self.attempts}, effects {self.effects}, "
@@ -65,7 +65,7 @@ class Tally:
         )
 
     def fault_line(self, kind: str, times: int) -> str:
-        """A kind of fault, and how soon what it interrupted went on."""
+        """Return a line for a kind of fault, with the time until interrupted runs went on."""
         found = self.worst[kind]
         alone = [recovery.seconds for recovery in found if not recovery.is_disturbed]
         bound = next((recovery.fault.bound_seconds for recovery in found), None)
@@ -74,13 +74,13 @@ class Tally:
 
 
 def in_seconds(values: list[float | None] | list[float]) -> str:
-    """The greatest, or nothing."""
+    """Return the largest value, or a dash if there is none."""
     known = [value for value in values if value is not None]
     return f"{max(known):.1f} s" if known else "-"
 
 
 def round_line(history: History, violations: list[Violation]) -> str:
-    """A round in one line."""
+    """Return one line for a round."""
     ended = Counter(run.state for run in history.runs)
     states = ", ".join(f"{count} {state}" for state, count in ended.most_common())
     verdict = f"{len(violations)} VIOLATIONS" if violations else "no violation"
@@ -89,7 +89,7 @@ def round_line(history: History, violations: list[Violation]) -> str:
 
 
 def story(history: History, violations: list[Violation]) -> Iterator[str]:
-    """What is wrong, and the whole history of each offending run."""
+    """Yield the violations, each with the history of its run."""
     told: Counter[str] = Counter()
     yield f"SEED {history.seed}; violations: {dict(Counter(violation.kind for violation in violations))}"
     for violation in violations:
@@ -101,7 +101,7 @@ def story(history: History, violations: list[Violation]) -> Iterator[str]:
 
 
 def run_story(history: History, run_id: int) -> Iterator[str]:
-    """Everything about one run, and what was done to the fleet meanwhile, by the clock."""
+    """Yield all events of one run and of the processes meanwhile, in the order of time."""
     yield f"  {history.run.get(run_id, 'no row')}"
     changes, effects = history.transitions_of.get(run_id, []), history.effects_of.get(run_id, [])
     begin = min((change.at for change in changes), default=history.since) - NEAR
@@ -118,7 +118,7 @@ def run_story(history: History, run_id: int) -> Iterator[str]:
 
 
 def change_line(change: Transition) -> str:
-    """A change of a run's state."""
+    """Return a line for a transition."""
     return (
         f"{change.before} -> {change.after} ({change.reason}), attempt {change.attempt} with token {change.token} "
         f"of process {change.process_id} ({change.worker}); due {change.due_at:%H:%M:%S.%f}, transaction {change.xid}"
@@ -126,7 +126,7 @@ def change_line(change: Transition) -> str:
 
 
 def effect_line(effect: Effect) -> str:
-    """What a run left."""
+    """Return a line for an effect."""
     return (
         f"effect {effect.kind} {effect.step} of attempt {effect.attempt} with token {effect.token}, "
         f"committed at {effect.committed_at:%H:%M:%S.%f} in transaction {effect.xid}"

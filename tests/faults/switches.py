@@ -1,7 +1,7 @@
-"""Switches inside the processes under test, which files turn on from outside: a wrong clock, and a leader without the
-lock.
+"""Switches inside the processes under test: a wrong clock, and a leader without the lock. Files turn the switches on
+from outside.
 
-The test plugin installs the switches, and makes slots late sooner. The core does not know about them.
+The test plugin installs the switches, and lets slots count as late sooner. The core does not know about the switches.
 """
 
 import os
@@ -27,17 +27,17 @@ FOLDER, NAME = "FAULTS_SWITCHES", "FAULTS_NAME"
 
 
 def clock_file(folder: Path, name: str) -> Path:
-    """What is in this file is by how many seconds the clock of that process is wrong."""
+    """Return the file with the number of seconds by which the clock of a process is wrong."""
     return folder / f"clock-{name}"
 
 
 def usurper_file(folder: Path, name: str) -> Path:
-    """While this file is there, the dispatcher of that process believes that it leads."""
+    """Return the file whose existence makes the dispatcher of a process believe that it leads."""
     return folder / f"usurper-{name}"
 
 
 def install() -> None:
-    """Install them, in a process that was started with switches."""
+    """Install the switches in a process that was started with them."""
     if FOLDER in os.environ:
         folder, name = Path(os.environ[FOLDER]), os.environ[NAME]
         install_clock(clock_file(folder, name))
@@ -46,7 +46,9 @@ def install() -> None:
 
 
 def install_clock(path: Path) -> None:
-    """Have ``time.time``, which ``core.clock`` and Dramatiq read, and periodiq's own idea of now be wrong together."""
+    """Shift ``time.time``, which ``core.clock`` and Dramatiq read, and periodiq's clock by the same number of
+    seconds.
+    """
     right = time.time
     path.touch()
     opened = os.open(path, os.O_RDONLY)
@@ -62,7 +64,7 @@ def install_clock(path: Path) -> None:
 
 @dataclass
 class WrongPendulum:
-    """The module pendulum, with another now."""
+    """The module pendulum with a wrong ``now``."""
 
     right: Any
     error_seconds: Any
@@ -75,7 +77,7 @@ class WrongPendulum:
 
 
 def install_usurper(path: Path) -> None:
-    """Lead without the lock while ``path`` is there, and step down when it is gone."""
+    """Lead without the lock while ``path`` exists, and step down when it is deleted."""
     ask, wait_for_runs = leadership.ask, leadership.wait_for_runs
     usurping: set[int] = set()
 

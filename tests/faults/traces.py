@@ -20,13 +20,13 @@ EFFECT = text("""
 
 QUEUE = "faults"
 SECOND = timedelta(seconds=1)
-#: Retries enough that no series of faults uses them up.
+#: So many retries that no series of faults uses them up.
 PATIENCE = 50
 KEYS = ("a", "b", "c")
 
 
 def effect(run: Run, kind: str = "done", step: int = 0) -> None:
-    """Leave a trace in this attempt's transaction."""
+    """Write an effect in this attempt's transaction."""
     lease = run.work.lease
     assert lease is not None
     values = {"run": run.id, "kind": kind, "step": step, "token": lease.token}
@@ -34,5 +34,5 @@ def effect(run: Run, kind: str = "done", step: int = 0) -> None:
 
 
 def query(run: Run, seconds: float) -> None:
-    """Have a statement take a while."""
+    """Run a statement that takes this long."""
     run.session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})

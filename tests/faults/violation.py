@@ -8,7 +8,7 @@ from tests.faults.history import FaultEvent, History
 
 @dataclass(frozen=True)
 class Violation:
-    """Something that must not be."""
+    """A state in a history that is not allowed."""
 
     invariant: str
     kind: str

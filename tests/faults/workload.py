@@ -1,8 +1,9 @@
-"""The jobs that are tormented, as an installed plugin, and the tables in which they and the ledger leave traces.
+"""The jobs of the fault suite, as an installed plugin, and the tables in which the jobs and the ledger record what they
+did.
 
-Each writes its effect in its own transaction, with the token of its lease, so that an effect is there once for each
-commit. A trigger on the ledger writes down every change of a run's state in the transaction that makes it: what the
-checker reads is not what somebody says has happened, but what was committed.
+Each job writes its effect in its own transaction, with the token of its lease, so that there is one effect for each
+commit. A trigger on the ledger records each change of a run's state in the same transaction. So the checker reads what
+was committed, and not what a process has reported.
 """
 
 import os
@@ -52,7 +53,8 @@ TABLES = f"""
     CREATE TRIGGER fault_refuse BEFORE UPDATE ON rota_runs FOR EACH ROW
         WHEN (NEW.job = 'refused' AND NEW.state = 'succeeded') EXECUTE FUNCTION fault_refuse();
 """
-#: Changes that outlive the transaction, each of which ``EFFECT`` finds or, the last, fails at.
+#: Changes of a session that outlive the transaction. ``EFFECT`` finds each of them, except the last, which makes it
+#: fail.
 LEFT = [
     "SET search_path TO fault_left, public",
     "SET TIME ZONE 'Antarctica/Troll'",
@@ -65,10 +67,10 @@ LEFT = [
 NEXT_STEP = text("SELECT coalesce(max(step) + 1, 0) FROM fault_effects WHERE run_id = :run AND kind = 'step'")
 
 FAST_QUEUE = "faults-fast"
-#: The queue that no worker serves, where a fault puts a backlog.
+#: The queue that no worker serves, to which a fault adds a backlog.
 BACKLOG_QUEUE = "faults-backlog"
 STEPS = 6
-#: For how long a forked child may take to end, in seconds.
+#: The longest time in which a forked child may end, in seconds.
 CHILD_SECONDS = 5.0
 
 
@@ -82,20 +84,20 @@ CHILD_SECONDS = 5.0
     max_retries=PATIENCE,
 )
 def second(run: Run) -> None:
-    """Once a second; no slot may be missed."""
+    """Has a slot every second. No slot may be missed."""
     effect(run)
 
 
 @job("five", queue=QUEUE, schedule=every(seconds=5), retry_delay=SECOND, max_retries=PATIENCE)
 def five(run: Run) -> None:
-    """Every 5 s, never two at once."""
+    """Has a slot every 5 s. Two runs never overlap."""
     effect(run)
     query(run, 0.3)
 
 
 @job("keyed", queue=QUEUE, overlap="wait", retry_delay=SECOND, max_retries=PATIENCE)
 def keyed(run: Run) -> None:
-    """Never two of one key at once; half of its time passes outside of a transaction."""
+    """Never overlaps another run of its key. Spends half of its time outside of a transaction."""
     time.sleep(0.4)
     effect(run)
     query(run, 0.4)
@@ -103,27 +105,27 @@ def keyed(run: Run) -> None:
 
 @job("free", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def free(run: Run) -> None:
-    """Quick, any number at once."""
+    """Is quick. Any number of runs may overlap."""
     effect(run)
 
 
 @job("nap", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def nap(run: Run) -> None:
-    """Works for a while without a transaction, so that nothing but its lease tells whether it may commit."""
+    """Works for a while without a transaction, so that only its lease decides whether it may commit."""
     time.sleep(2)
     effect(run)
 
 
 @job("slow-query", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def slow_query(run: Run) -> None:
-    """Spends its time in PostgreSQL."""
+    """Spends its time in a statement."""
     effect(run)
     query(run, 2.5)
 
 
 @job("parent", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def parent(run: Run) -> None:
-    """Has another job run, in its own transaction."""
+    """Requests a run of another job, in its own transaction."""
     effect(run)
     run_id = enqueue(run.session, "child")
     run.session.execute(text("INSERT INTO fault_requests VALUES (:run)"), {"run": run_id})
@@ -132,7 +134,7 @@ def parent(run: Run) -> None:
 
 @job("child", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def child(run: Run) -> None:
-    """What another job asked for."""
+    """Is requested by ``parent``."""
     effect(run)
 
 
@@ -154,7 +156,7 @@ def hopeless(run: Run) -> None:
 
 @job("sweep", queue=QUEUE, overlap="wait", retry_delay=SECOND, max_retries=PATIENCE)
 def sweep(run: Run) -> None:
-    """Batch after batch, each committed; goes on where an earlier attempt stopped."""
+    """Commits batch after batch. A new attempt goes on after the last committed batch."""
     first = run.session.execute(NEXT_STEP, {"run": run.id}).scalar_one()
     for step in range(first, STEPS):
         effect(run, "step", step)
@@ -166,14 +168,14 @@ def sweep(run: Run) -> None:
 
 @job("too-long", queue=QUEUE, overlap="allow", soft_limit=SECOND, max_retries=0)
 def too_long(run: Run) -> None:
-    """Goes past its soft limit in a statement."""
+    """Passes its soft limit in a statement."""
     effect(run)
     query(run, 60)
 
 
 @job("poison", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def poison(run: Run) -> None:
-    """Kills the process that runs it."""
+    """Kills its own process."""
     effect(run)
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -181,7 +183,7 @@ def poison(run: Run) -> None:
 
 @job("untidy", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def untidy(run: Run) -> None:
-    """Changes its session in every way there is, and undoes nothing."""
+    """Changes its session in every way, and reverts nothing."""
     effect(run)
     for statement in LEFT:
         run.session.execute(text(statement))
@@ -189,7 +191,7 @@ def untidy(run: Run) -> None:
 
 @job("fork", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def fork(run: Run) -> None:
-    """Forks a child that tries to leave an effect, and then leaves the job's function with an error."""
+    """Forks a child that tries to write an effect, and that then leaves the job's function with an error."""
     effect(run)
     child = os.fork()
     if child == 0:
@@ -201,7 +203,7 @@ def fork(run: Run) -> None:
 
 
 def wait_for_end(child: int) -> None:
-    """Wait for the end of a forked child, and kill it if it does not end in time."""
+    """Wait until a forked child has ended. Kill the child if it does not end in time."""
     deadline = time.monotonic() + CHILD_SECONDS
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if time.monotonic() > deadline:
@@ -211,22 +213,22 @@ def wait_for_end(child: int) -> None:
 
 @job("light", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def light(run: Run) -> None:
-    """Leaves nothing, so that its success is recorded together with those of others."""
+    """Writes nothing, so that its success is recorded together with other successes."""
 
 
 @job("refused", queue=QUEUE, overlap="allow", retry_delay=SECOND, max_retries=PATIENCE)
 def refused(run: Run) -> None:
-    """Leaves nothing, and PostgreSQL refuses its success."""
+    """Writes nothing, and PostgreSQL refuses its success."""
 
 
 @job("backlog", queue=BACKLOG_QUEUE, overlap="allow")
 def backlog(run: Run) -> None:
-    """Waits in great numbers, and is never worked on."""
+    """Is requested in great numbers, and is never worked on."""
 
 
 @job("letter", queue=FAST_QUEUE, ledger=False, max_retries=PATIENCE, retry_delay=SECOND)
 def letter(run: Run, number: int) -> None:
-    """The fast lane."""
+    """Is on the fast lane."""
     run.session.execute(text("INSERT INTO fault_letters (number) VALUES (:number)"), {"number": number})
 
 
@@ -235,7 +237,7 @@ JOBS = [
     untidy, fork, light, refused, backlog, letter, *flow_jobs.JOBS,
 ]  # fmt: skip
 PERIODS = {"second": 1, "five": 5, **flow_jobs.PERIODS}
-#: Those that never succeed, and those that a client asks for by chance, with how often.
+#: The jobs that never succeed. ``REQUESTS`` has the weight of each job that the client requests.
 FAILS = {"hopeless", "too-long", "poison", "refused"}
 REQUESTS = {
     "keyed": 8, "free": 6, "nap": 4, "slow-query": 3, "parent": 4, "flaky": 3, "hopeless": 1, "sweep": 3, "too-long": 1,
@@ -244,7 +246,7 @@ REQUESTS = {
 
 
 def spec(job: Job) -> Spec:
-    """What the checker is told of a job."""
+    """Return what the checker must know about a job."""
     return Spec(
         job.name,
         every_seconds=PERIODS.get(job.name),
@@ -267,7 +269,7 @@ SPECS = {job.name: spec(job) for job in JOBS if job.ledger and job is not backlo
 
 
 class Workload:
-    """The plugin; a process that loads it gets its switches, and the bug that is planted, if any."""
+    """The plugin. A process that loads it also installs its switches and its plants."""
 
     @hookimpl
     def register_jobs(self) -> list[Job]:

@@ -32,10 +32,10 @@ from tests.support.eventually import eventually
 from tests.support.fleet import BOOT_SECONDS, Fleet, is_of_group, pid_of
 
 WORKERS, SCHEDULERS, THREADS = 3, 2, 6
-#: What a supervisor waits before it starts again what died, in seconds.
+#: The time after which the supervisor restarts a dead process, in seconds.
 RESTART_SECONDS = 0.5
 LOOK_SECONDS = 0.1
-#: Room for a cluster with its log of transactions, and no more than a full disk takes moments to fill.
+#: Enough room for a cluster with its write-ahead log, but so little that a fault fills it in moments.
 DISK_BYTES = 512 * 2**20
 
 ENTRY = """\
@@ -44,13 +44,13 @@ from tests.faults.workload import Workload as plugin
 
 
 def now() -> datetime:
-    """This machine's clock, which is PostgreSQL's as well."""
+    """Return the time by this machine's clock, which PostgreSQL also uses."""
     return datetime.now(UTC)
 
 
 @dataclass
 class Servers:
-    """PostgreSQL, on a small file system of its own where one can be mounted, and Redis."""
+    """PostgreSQL, on a small file system of its own if this can be mounted, and Redis."""
 
     folder: Path
     is_small: bool = False
@@ -61,31 +61,31 @@ class Servers:
         disk = self.folder / "disk"
         disk.mkdir()
         self.is_small = mount_small(disk)
-        # The commit times of transactions are what the checker orders effects by.
+        # The checker orders effects by the commit times of their transactions.
         self.postgres = EmbeddedPostgres(
             disk / "servers", settings={"track_commit_timestamp": "on", "max_wal_size": "96MB"}
         )
         self.redis = EmbeddedRedis(self.folder / "servers")
 
     def start(self) -> None:
-        """Start what does not run."""
+        """Start the servers that are not running."""
         self.postgres.start()
         self.redis.start()
 
     def stop(self) -> None:
-        """End both, and unmount."""
+        """Stop both servers, and unmount the file system."""
         self.redis.stop()
         self.postgres.stop()
         if self.is_small:
             subprocess.run(["umount", "--lazy", str(self.folder / "disk")], check=False)
 
     def socket(self) -> Address:
-        """Where PostgreSQL listens."""
+        """Return the path of PostgreSQL's socket."""
         folder = make_url(self.postgres.url).query["host"]
         return f"{folder}/.s.PGSQL.{POSTGRES_PORT}"
 
     def redis_address(self) -> Address:
-        """Where Redis listens."""
+        """Return the host and the port of Redis."""
         url = make_url(self.redis.url)
         assert url.host is not None
         assert url.port is not None
@@ -93,7 +93,7 @@ class Servers:
 
 
 def mount_small(folder: Path) -> bool:
-    """Mount a small file system there, if this user and this machine allow it."""
+    """Mount a small file system, if this user and this machine allow it. Return whether it was mounted."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         return False
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0755", "tmpfs", str(folder)]
@@ -102,9 +102,9 @@ def mount_small(folder: Path) -> bool:
 
 @contextmanager
 def servers() -> Iterator[Servers]:
-    """Servers in a temporary folder, gone afterwards."""
+    """Yield servers in a temporary folder, which is removed afterwards."""
     with temporary_folder("rota-faults-") as folder:
-        Path(folder).chmod(0o755)  # PostgreSQL has an account of its own
+        Path(folder).chmod(0o755)  # PostgreSQL runs under an account of its own
         started = Servers(Path(folder))
         try:
             started.start()
@@ -128,7 +128,7 @@ class FaultFleet(Fleet):
 
 @dataclass
 class Member:
-    """One worker or scheduler: all the processes that have its name, one after the other."""
+    """A worker or a scheduler: all processes with its name, one after the other."""
 
     name: str
     command: tuple[str, ...]
@@ -146,7 +146,7 @@ class Member:
         return self.process is not None and self.process.poll() is None
 
     def pids(self) -> frozenset[int]:
-        """Its process and all below it."""
+        """Return the pids of its process and of all descendants."""
         if self.process is None:
             return frozenset()
         with suppress(psutil.NoSuchProcess):
@@ -155,7 +155,7 @@ class Member:
         return frozenset()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it to the process and all below it."""
+        """Send a signal to its process and to all descendants."""
         if self.process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
@@ -163,7 +163,7 @@ class Member:
 
 @dataclass
 class World:
-    """One round's place: a database of its own on the servers."""
+    """The processes and the database of one round."""
 
     folder: Path
     servers: Servers
@@ -172,7 +172,7 @@ class World:
     members: list[Member] = field(default_factory=list)
     events: list[ProcessEvent] = field(default_factory=list)
     loop: Loop = field(default_factory=Loop)
-    #: Set when the round is not to go on.
+    #: Set when the round is given up.
     given_up: threading.Event = field(default_factory=threading.Event)
     _ending: threading.Event = field(default_factory=threading.Event)
     _supervisor: threading.Thread | None = None
@@ -202,11 +202,11 @@ class World:
 
     @property
     def is_local(self) -> bool:
-        """Whether there is no Redis, and no scheduler either."""
+        """Whether the world has neither Redis nor schedulers."""
         return self.settings.get("SCHEDULER_MODE") == "local"
 
     def commands(self) -> dict[str, tuple[str, ...]]:
-        """The command of each member."""
+        """Return the command of each member."""
         size = ("--threads", str(THREADS), "--queues", QUEUE)
         if self.is_local:
             return {f"worker-{number}": ("python", "-m", "core.worker.local", *size) for number in range(WORKERS)}
@@ -215,7 +215,7 @@ class World:
         return {f"worker-{number}": worker for number in range(WORKERS)} | schedulers
 
     def populate(self) -> None:
-        """Start everything, and wait until all of it is alive."""
+        """Start all members, and wait until all are alive."""
         for name, command in self.commands().items():
             behind = (self.servers.socket, self.servers.redis_address)
             proxies = [Proxy(self.loop, address).start() for address in behind]
@@ -226,13 +226,13 @@ class World:
         eventually(lambda: all(self.is_alive(member) for member in self.members), within=BOOT_SECONDS + 30)
 
     def is_alive(self, member: Member) -> bool:
-        """Whether the ledger has it."""
+        """Return whether the ledger has the member as a live process."""
         kind = "worker" if member.is_worker else "scheduler"
         group = member.process.pid if member.process else 0
         return any(is_of_group(pid_of(row), group) for row in self.fleet.registered(kind))
 
     def start(self, member: Member) -> None:
-        """Start its next process."""
+        """Start the next process of a member."""
         url = make_url(self.url)
         through = url.set(host="127.0.0.1", port=member.postgres.port, query={})
         redis = f"redis://:{make_url(self.servers.redis.url).password}@127.0.0.1:{member.redis.port}/0"
@@ -248,7 +248,7 @@ class World:
         self.note(member.name, member.process.pid, "started")
 
     def note(self, name: str, pid: int, what: str) -> None:
-        """Write down what became of a process."""
+        """Record the start or the end of a process."""
         self.events.append(ProcessEvent(now(), name, pid, what))
 
     def _supervise(self) -> None:
@@ -268,7 +268,7 @@ class World:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A new connection past all proxies, in autocommit."""
+        """Yield a new connection in autocommit mode that uses no proxy."""
         engine = database.connect(self.url)
         try:
             with database.dedicated(engine) as connection:
@@ -277,7 +277,7 @@ class World:
             database.dispose(engine)
 
     def heal(self) -> None:
-        """Everything is as it should be."""
+        """End the effects of all faults."""
         for path in self.switches.glob("usurper-*"):
             path.unlink(missing_ok=True)
         for member in self.members:
@@ -288,7 +288,7 @@ class World:
         self.servers.start()
 
     def stop_members(self) -> None:
-        """Start nothing again, and end everything that was started."""
+        """Stop restarting processes, and kill all processes."""
         self._ending.set()
         if self._supervisor is not None:
             self._supervisor.join(10)
@@ -303,13 +303,13 @@ class World:
             member.postgres.stop()
             member.redis.stop()
         self.loop.close()
-        with suppress(Exception):  # a server that is gone takes its database along
+        with suppress(Exception):  # if the server is gone, so is its database
             drop_database(self.servers.postgres.url, self.database)
 
 
 @contextmanager
 def world(servers: Servers, settings: Mapping[str, str], plant: str | None = None) -> Iterator[World]:
-    """A round's place, gone afterwards."""
+    """Yield the world of a round, and remove it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="round-", dir=servers.folder))
     made = World(folder, servers, settings, plant)
     try:

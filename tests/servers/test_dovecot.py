@@ -1,4 +1,4 @@
-"""A hundred mailboxes of a real Dovecot: each message once, also after it has numbered a folder again."""
+"""A hundred mailboxes of a real Dovecot: each message is processed once, even after Dovecot has renumbered a folder."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -50,14 +50,14 @@ def test_each_message_of_a_hundred_mailboxes_is_stored_and_processed_once(tmp_pa
 
 
 def deliver(server: Dovecot, number: int, messages: range) -> None:
-    """Deliver messages to a user, each with a subject of its own."""
+    """Deliver messages to a user, each with another subject."""
     for message in messages:
         head = f"From: ann@example.com\r\nMessage-ID: <{number}.{message}@example.com>\r\nSubject: {message}\r\n"
         server.deliver(f"user{number}", f"{1_800_000_000 + message}.M1P{number}.host", f"{head}\r\nHello\r\n".encode())
 
 
 def add(service: Fleet, server: Dovecot, number: int) -> int:
-    """The account of a user, which is polled at once and then daily."""
+    """Add the account of a user, which is polled at once and then daily."""
     with Session(service.engine) as session, session.begin():
         of: dict[str, Any] = {"host": "127.0.0.1", "port": server.port, "tls": "none", "secret": "any"}
         return add_account(session, f"user{number}", username=f"user{number}", every=timedelta(days=1), **of)
@@ -70,6 +70,6 @@ def poll(service: Fleet, account_id: int) -> None:
 
 
 def processed(service: Fleet) -> int:
-    """How many messages are processed."""
+    """Return how many messages were processed."""
     (row,) = service.rows("SELECT count(*) AS count FROM mail_contents")
     return int(row.count)

@@ -1,4 +1,4 @@
-"""One of a hundred accounts reads a real Dovecot through a proxy that delays, cuts and spoils the answers."""
+"""One of a hundred accounts reads a real Dovecot through a proxy that delays, cuts and damages the answers."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -18,13 +18,14 @@ from tests.support.eventually import eventually
 from tests.support.fleet import Fleet, fleet
 
 ACCOUNTS, THREADS = 100, 20
-#: The shortest interval.
+#: The shortest interval between polls.
 EVERY = timedelta(seconds=10)
-#: How long an account with a silent server takes.
+#: The duration of a poll whose server does not answer.
 READ_SECONDS = 5
-#: No poll of another account starts later than this after its slot; a single thread would be READ_SECONDS late.
+#: Every poll of another account starts within this time after its slot. With a single thread, it would be READ_SECONDS
+#: late.
 LATEST = timedelta(seconds=3)
-#: Each fault, with the words of the error or of the reason that the account has afterwards.
+#: Each fault, with a part of the error or of the reason that the account then has.
 FAULTS: list[tuple[Fault, str]] = [
     (cutting_proxy.slow, ""),
     (cutting_proxy.silent, "has sent nothing for too long"),
@@ -35,7 +36,7 @@ FAULTS: list[tuple[Fault, str]] = [
     (cutting_proxy.too_large, "has sent nothing for too long"),
     (cutting_proxy.honest, ""),
 ]
-#: A failed poll would be tried again after a minute.
+#: Ends a failed poll, which would otherwise be retried after a minute.
 DROP = text("""
     UPDATE rota_runs SET state = 'dead', finished_at = clock_timestamp()
     WHERE job = 'poll-mailbox' AND key = :key AND state = 'retrying'
@@ -94,14 +95,14 @@ def deliver(server: Dovecot, number: int, message: int) -> None:
 
 
 def add(service: Fleet, port: int, number: int, every: timedelta) -> int:
-    """The account of a user."""
+    """Add the account of a user."""
     with Session(service.engine) as session, session.begin():
         of: dict[str, Any] = {"host": "127.0.0.1", "port": port, "tls": "none", "secret": "any", "every": every}
         return add_account(session, f"user{number}", username=f"user{number}", **of)
 
 
 def suffer(service: Fleet, server: Dovecot, proxy: CuttingProxy, account_id: int, number: int) -> str:
-    """Let a message arrive, and poll once under a fault. Return the error, or the reason of a postponement."""
+    """Deliver a message, and poll once under a fault. Return the error, or the reason of a postponement."""
     proxy.fault, _ = FAULTS[number]
     deliver(server, 0, number + 1)
     with Session(service.engine) as session, session.begin():
@@ -115,10 +116,10 @@ def suffer(service: Fleet, server: Dovecot, proxy: CuttingProxy, account_id: int
 
 
 def others(service: Fleet, broken: int, begun: datetime) -> list[Any]:
-    """The slots of the other accounts since then."""
+    """Return the slots of the other accounts since that time."""
     return [run for run in service.runs("poll-mailbox") if run.slot and run.slot > begun and run.key != str(broken)]
 
 
 def subjects(service: Fleet) -> list[str]:
-    """The subjects of all messages that are processed."""
+    """Return the subjects of all processed messages."""
     return [row.subject for row in service.rows("SELECT subject FROM mail_contents")]

@@ -1,4 +1,4 @@
-"""nginx in front of ``rota web``: below a path, which nginx removes or not, and with a user whom it names."""
+"""nginx in front of ``rota web``, below a path that nginx removes or keeps, and with a header that names the user."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ Start = Callable[..., httpx2.Client]
 
 @pytest.fixture
 def behind(postgres_url: str, redis_url: str) -> Iterator[Start]:
-    """Starts ``rota web`` and nginx, which passes requests on with ``path``; returns a client of nginx."""
+    """Starts ``rota web`` and nginx, which passes requests on with ``path``. Returns a client of nginx."""
     with ExitStack() as stack, TemporaryDirectory(prefix="rota-nginx-") as folder:
 
         def start(path: str, **environ: str) -> httpx2.Client:
@@ -84,10 +84,12 @@ def test_every_address_has_the_prefix_whether_nginx_removes_it_or_not(behind: St
     assert 'href="/ops/rota/api/v1/openapi.json"' in client.get("/api", headers=shown).text
     same_site = {"Origin": str(client.base_url).removesuffix("/ops/rota/")}
     answer = client.post("/login", data={"secret": TOKEN}, headers=same_site)
-    assert answer.json()["instance"] == "/ops/rota/login"  # a wrong token, and no other site
+    assert (
+        answer.json()["instance"] == "/ops/rota/login"
+    )  # refused because of the token, not as a request from another site
     assert client.get("/runs.ndjson", headers=shown).status_code == 404
     stream = client.get("/api/v1/runs.ndjson", headers=shown)
-    assert (stream.status_code, stream.headers.get("X-Accel-Buffering")) == (200, None)  # nginx has read it
+    assert (stream.status_code, stream.headers.get("X-Accel-Buffering")) == (200, None)  # nginx reads and removes it
 
 
 def test_nginx_names_the_user_and_a_client_cannot(behind: Start) -> None:

@@ -1,4 +1,6 @@
-"""PgBouncer in front of PostgreSQL: session mode serves Rota, as the documentation says; other modes are refused."""
+"""PgBouncer in front of PostgreSQL: Rota works in session mode, as the documentation says, and refuses the other
+modes.
+"""
 
 import os
 import socket
@@ -30,19 +32,19 @@ from tests.support.servers import PGBOUNCER
 
 @job("count", queue="counting")
 def count(run: Run) -> dict[str, int]:
-    """Count what nobody has written."""
+    """Return the number of pauses, which is 0."""
     return {"rows": run.session.execute(sa.text("SELECT count(*) FROM rota_pauses")).scalar_one()}
 
 
 @pytest.fixture
 def pooled(postgres_url: str) -> Iterator[Callable[..., str]]:
-    """Starts PgBouncer in a pool mode, with further settings; returns the URL of the test's database behind it."""
+    """Starts PgBouncer in a pool mode, with more settings. Returns the URL of the test's database behind it."""
     with ExitStack() as stack, TemporaryDirectory(prefix="rota-pgbouncer-") as folder:
         yield lambda mode, **more: start(stack, mode, postgres_url, Path(folder), **more)
 
 
 def start(stack: ExitStack, mode: str, postgres_url: str, folder: Path, **more: int) -> str:
-    """Start PgBouncer, to be ended with ``stack``."""
+    """Start PgBouncer, which ends with ``stack``."""
     url, port = make_url(postgres_url), free_port()
     host, server_port = url.host or url.query["host"], url.port or url.query.get("port", 5432)
     password = f" password={url.password}" if url.password else ""
@@ -92,7 +94,7 @@ def answers(url: str) -> bool:
 
 @pytest.fixture
 def behind(pooled: Callable[..., str]) -> Iterator[Callable[..., sa.Engine]]:
-    """An engine through PgBouncer in a pool mode."""
+    """Yield an engine that connects through PgBouncer in a pool mode."""
     with ExitStack() as stack:
 
         def through(mode: str, **more: int) -> sa.Engine:
@@ -133,11 +135,11 @@ def test_only_in_session_mode_an_advisory_lock_is_its_connections(
 def test_a_pooler_in_transaction_mode_is_told_however_it_chooses_among_its_connections(
     behind: Callable[..., sa.Engine], more: dict[str, int], others: int
 ) -> None:
-    """``others`` have used the pool before and are idle."""
+    """``others`` connections have used the pool before and are idle."""
     engine = behind("transaction", **more)
     with engine.connect() as connection, ExitStack() as stack:
         idle = [stack.enter_context(engine.connect()) for _ in range(others if "default_pool_size" not in more else 0)]
-        for each in idle:  # all at once, so that each has a server process
+        for each in idle:  # all at once, so that each connection has a server process
             each.execute(postgres_fitness.BACKEND)
         for each in idle:
             each.commit()

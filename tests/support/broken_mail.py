@@ -1,4 +1,4 @@
-"""Messages that are broken in every way that a seed can think of."""
+"""Messages that are broken in many ways, drawn from a seed."""
 
 import random
 from base64 import b64encode
@@ -118,14 +118,14 @@ BODIES = [
 
 
 def broken_messages(seed: int, count: int) -> Iterator[bytes]:
-    """So many messages, the same ones for the same seed."""
+    """Return ``count`` messages, which are the same for the same seed."""
     dice = random.Random(seed)
     for _ in range(count):
         yield damaged(dice, message(dice, depth=dice.choice([0, 0, 1, 2, 4])))
 
 
 def message(dice: random.Random, depth: int) -> bytes:
-    """A message of fields that hardly fit together, with parts of the same kind."""
+    """Return a message whose fields hardly fit together, with parts of the same kind."""
     lines = [field(dice) for _ in range(dice.randrange(12))]
     if not depth:
         return b"".join(lines) + newline(dice) + body(dice)
@@ -158,7 +158,7 @@ def newline(dice: random.Random) -> bytes:
 
 
 def damaged(dice: random.Random, content: bytes) -> bytes:
-    """``content``, cut off, with bytes changed or doubled, or as it is."""
+    """Return ``content`` cut off, with bytes changed or doubled, or unchanged."""
     if not content or dice.random() < 0.4:
         return content
     at = dice.randrange(len(content))
@@ -173,7 +173,7 @@ def damaged(dice: random.Random, content: bytes) -> bytes:
 
 
 def is_storable(found: ParsedMessage) -> bool:
-    """Whether PostgreSQL can store all of its text, none of which is longer than a megabyte."""
+    """Return whether PostgreSQL can store all texts of a message, none of which is longer than a megabyte."""
     return all("\0" not in text and text.encode() and len(text) <= 1 << 20 for text in texts(astuple(found)) if text)
 
 

@@ -1,7 +1,7 @@
-"""The jobs of the crash tests, as an installed plugin: ``install()`` writes what pip would.
+"""The jobs of the crash tests, as a plugin. ``install()`` writes the plugin into a folder, as pip would.
 
-Every job writes its effect into a table in its own transaction, so that an effect is there once for each commit; and
-tells of its start on a Redis list, where a test waits for it.
+Each job writes its effect to a table in its own transaction, so that there is one effect for each commit. Each job also
+pushes its start to a Redis list, where a test waits for it.
 """
 
 import logging
@@ -29,17 +29,17 @@ EFFECTS = """
     INSERT INTO shared_row DEFAULT VALUES;
 """
 INSERT = text("INSERT INTO effects (job, run_id, slot, attempt, pid) VALUES (:job, :run, :slot, :attempt, :pid)")
-#: Each start is pushed here as "job run attempt pid".
+#: The list of starts. An entry is "job run attempt pid".
 STARTED = "chaos:started"
-#: A job that waits goes on once something lies here under its run's id.
+#: The prefix of a list. A waiting job goes on when the list with its run's id has an entry.
 GO_ON = "chaos:go-on:"
 
-#: A file with the seconds by which this process's clock is wrong; it can change while the process lives.
+#: A file with the number of seconds by which this process's clock is wrong. It may change while the process runs.
 CLOCK = os.environ.get("CHAOS_CLOCK")
 
 
 def set_wrong(clock: Path) -> None:
-    """Have this process's wall clock be wrong by what stands in ``clock``: for us, and for periodiq."""
+    """Shift this process's clock, also for periodiq, by the number of seconds in ``clock``."""
     true_time, true_now = time.time, pendulum.now
 
     def seconds() -> float:
@@ -56,7 +56,7 @@ _client = redis.Redis.from_url(os.environ.get("REDIS_URL") or "redis://127.0.0.1
 
 
 def tell(run: Run) -> None:
-    """Tell the test that this attempt has begun; the test may have taken Redis away."""
+    """Tell the test that this attempt has begun. If Redis is away, write a line to the log instead."""
     try:
         _client.rpush(STARTED, f"{run.job} {run.id} {run.attempt} {os.getpid()}")
     except redis.ConnectionError:
@@ -64,7 +64,7 @@ def tell(run: Run) -> None:
 
 
 def effect(run: Run) -> None:
-    """Leave a trace in this run's transaction."""
+    """Write an effect in this run's transaction."""
     values = {"job": run.job, "run": run.id, "slot": run.slot, "attempt": run.attempt, "pid": os.getpid()}
     run.session.execute(INSERT, values)
 
@@ -78,7 +78,7 @@ def effect(run: Run) -> None:
     retry_delay=timedelta(seconds=1),
 )
 def tick(run: Run) -> None:
-    """Once a second."""
+    """Have a slot every second."""
     effect(run)
 
 
@@ -89,21 +89,21 @@ def tick(run: Run) -> None:
     retry_delay=timedelta(seconds=1),
 )
 def poll(run: Run) -> None:
-    """Leave an effect for a key, by a schedule made at run time."""
+    """Write an effect for a key with a schedule made at run time."""
     effect(run)
     run.session.execute(text("SELECT pg_sleep(0.05)"))
 
 
 @job("bill", queue="chaos", overlap="wait", retry_delay=timedelta(seconds=1))
 def bill(run: Run) -> None:
-    """Leave an effect, for one customer after another."""
+    """Write an effect. Runs of one customer do not overlap."""
     effect(run)
     run.session.execute(text("SELECT pg_sleep(0.01)"))
 
 
-#: How many runs of the job below may be at work at the same time.
+#: At most this many runs of ``narrow`` may be at work at the same time.
 NARROW = 2
-#: A lock that each of them holds while it works. It ends with its connection, and so with its process.
+#: A lock that each run of ``narrow`` holds while it works. The lock ends with the connection, and so with the process.
 AT_WORK = text("SELECT pg_advisory_lock(7777, :run)")
 COUNT_AT_WORK = text("""
     SELECT count(*) FROM pg_locks JOIN pg_database AS own ON own.oid = database
@@ -127,26 +127,26 @@ def narrow(run: Run) -> None:
 
 @job("failing-slot", queue="chaos", schedule=every(seconds=2), max_retries=3, retry_delay=timedelta(seconds=2))
 def failing_slot(run: Run) -> None:
-    """Tell of each attempt, and fail."""
+    """Tell the test of each attempt, and fail."""
     tell(run)
     raise RuntimeError("on purpose")
 
 
 @job("half-minute", queue="chaos", schedule=every(seconds=30))
 def half_minute(run: Run) -> None:
-    """Every 30 s."""
+    """Have a slot every 30 s."""
     effect(run)
 
 
 @job("touch", queue="chaos", overlap="allow")
 def touch(run: Run) -> None:
-    """Leave an effect and end."""
+    """Write an effect and end."""
     effect(run)
 
 
 @job("nothing", queue="chaos", overlap="allow")
 def nothing(run: Run) -> None:
-    """Leave nothing, so that its success is recorded with others'."""
+    """Write nothing, so that the success is recorded together with other successes."""
 
 
 @job("long", queue="chaos", overlap="allow")
@@ -157,7 +157,7 @@ def long(run: Run) -> None:
 
 @job("wait", queue="chaos", overlap="allow", retry_delay=timedelta(seconds=1))
 def wait(run: Run) -> None:
-    """Leave an effect, tell the test, and end when it says so; the effect is committed at the end alone."""
+    """Write an effect, tell the test, and wait until the test says so. The effect is committed only at the end."""
     effect(run)
     tell(run)
     _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
@@ -165,28 +165,28 @@ def wait(run: Run) -> None:
 
 @job("wait-narrow", queue="chaos", limits=[Limit("narrow", at_once=NARROW)])
 def wait_narrow(run: Run) -> None:
-    """Tell the test, and hold the limit until it says so."""
+    """Tell the test, and hold the limit until the test says so."""
     tell(run)
     _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
 
 
 @job("nap", queue="chaos", overlap="allow", max_retries=20, retry_delay=timedelta(seconds=1))
 def nap(run: Run) -> None:
-    """Leave an effect, and take a little while over it."""
+    """Write an effect, which takes a short time."""
     effect(run)
     run.session.execute(text("SELECT pg_sleep(0.02)"))
 
 
 @job("lock", queue="chaos", overlap="allow", retry_delay=timedelta(seconds=1))
 def lock(run: Run) -> None:
-    """Like ``wait``, with a row locked that every attempt needs."""
+    """Do the same as ``wait``, with a lock on a row that every attempt needs."""
     run.session.execute(text("UPDATE shared_row SET touched_by = :run"), {"run": run.id})
     wait.function(run)
 
 
 @job("spin", queue="chaos", overlap="allow", soft_limit=timedelta(seconds=1), max_retries=0)
 def spin(run: Run) -> None:
-    """Run past its soft limit, in Python."""
+    """Pass the soft limit in Python code."""
     tell(run)
     while True:
         time.sleep(0.01)
@@ -194,7 +194,7 @@ def spin(run: Run) -> None:
 
 @job("query", queue="chaos", overlap="allow", soft_limit=timedelta(seconds=1), max_retries=0)
 def query(run: Run) -> None:
-    """Be stuck in a statement."""
+    """Pass the soft limit in a statement."""
     effect(run)
     tell(run)
     run.session.execute(text("SELECT pg_sleep(120)"))
@@ -230,21 +230,21 @@ def fast_stubborn(run: Run) -> None:
 
 @job("hog", queue="chaos", overlap="allow", soft_limit=timedelta(seconds=1), hard_limit=timedelta(seconds=2))
 def hog(run: Run) -> None:
-    """Call into C, and never give the interpreter back: nothing else runs in this process any more."""
+    """Call a C function that never releases the interpreter, so that no other thread of the process runs."""
     tell(run)
     re.match(r"(a+)+$", "a" * 64 + "b")
 
 
 @job("send-fast", queue="chaos", overlap="allow")
 def send_fast(run: Run, fail: bool = False) -> None:
-    """Send a message of the fast lane, if this commits."""
+    """Send a message of the fast lane if the transaction commits."""
     effect(run)
     send(run.session, "fast", args={"fail": fail})
 
 
 @job("fail", queue="chaos", max_retries=1, retry_delay=timedelta(seconds=2))
 def fail(run: Run) -> None:
-    """Leave an effect and fail."""
+    """Write an effect and fail."""
     effect(run)
     tell(run)
     raise RuntimeError("failed on purpose")
@@ -252,7 +252,7 @@ def fail(run: Run) -> None:
 
 @job("crash", queue="chaos", retry_delay=timedelta(seconds=1))
 def crash(run: Run) -> None:
-    """Kill the process that runs it, when the test says so."""
+    """Kill the process when the test says so."""
     tell(run)
     _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
     os.kill(os.getpid(), 9)
@@ -260,23 +260,23 @@ def crash(run: Run) -> None:
 
 @job("fast", queue="chaos-fast", ledger=False, max_retries=2, retry_delay=timedelta(seconds=1))
 def fast(run: Run, fail: bool = False) -> None:
-    """The fast lane."""
+    """Tell the test, on the fast lane."""
     tell(run)
     if fail:
         raise RuntimeError("failed on purpose")
 
 
 class Clogged(logging.Handler):
-    """A log handler, as of a service that takes errors, whose server has hung."""
+    """A log handler that hangs, like a handler of an error service that does not answer."""
 
     def emit(self, _record: logging.LogRecord) -> None:
-        """Wait for ever, holding this handler's lock."""
+        """Wait for ever, and hold the handler's lock."""
         threading.Event().wait()
 
 
 @job("clog", queue="chaos", overlap="allow")
 def clog(run: Run) -> None:
-    """From now on, each thread that logs an event of Rota waits for ever."""
+    """Make each thread that logs an event of Rota wait for ever."""
     tell(run)
     logging.getLogger("rota").addHandler(Clogged())
 
@@ -299,13 +299,13 @@ def stubborn_clog(run: Run) -> None:
 
 @job("close-stderr", queue="chaos", overlap="allow")
 def close_stderr(run: Run) -> None:
-    """Close what is not the job's."""
+    """Close the standard error of the process."""
     sys.stderr.close()
 
 
 @job("busy", queue="chaos", overlap="wait")
 def busy(run: Run, how: str = "in steps") -> None:
-    """Leave an effect, tell the test, and be busy for two minutes, in one of several ways."""
+    """Write an effect, tell the test, and be busy for two minutes in the given way."""
     effect(run)
     tell(run)
     if how == "in a statement":
@@ -324,17 +324,17 @@ def busy(run: Run, how: str = "in steps") -> None:
 
 @job("fast-wait", queue="chaos-fast", ledger=False)
 def fast_wait(run: Run) -> None:
-    """Tell the test, and wait on the fast lane until it says so."""
+    """Tell the test, and wait on the fast lane until the test says so."""
     tell(run)
     _client.blpop([f"{GO_ON}{run.id}"], timeout=60)
 
 
-#: The jobs of all plugins that take half a minute, separated by commas.
+#: The jobs, of any plugin, that take 30 seconds longer, separated by commas.
 SLOW = frozenset(filter(None, os.environ.get("CHAOS_SLOW", "").split(",")))
 
 
 class Slowness(RunMiddleware):
-    """Makes the slow jobs slow."""
+    """Makes the jobs in ``SLOW`` slow."""
 
     every_job = True
 
@@ -386,9 +386,9 @@ class Chaos:
 
 
 def install(folder: Path, jobs: str | None = None) -> Path:
-    """Write this plugin into ``folder`` as pip would, for real processes that have it on their PYTHONPATH.
+    """Write this plugin into ``folder`` as pip would, for processes that have the folder in PYTHONPATH.
 
-    ``jobs``: a comma-separated list of the only jobs that are wanted.
+    ``jobs`` is a comma-separated list of the jobs to register; None for all jobs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     info = folder / "chaos-1.0.dist-info"
@@ -396,7 +396,7 @@ def install(folder: Path, jobs: str | None = None) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: chaos\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[rota.plugins]\nchaos = chaos_plugin:plugin\n")
     (folder / "chaos_plugin.py").write_text(ENTRY.format(jobs=jobs))
-    shutil.copy(__file__, folder / "chaos_jobs.py")  # not imported from here: the processes may not have this folder
+    shutil.copy(__file__, folder / "chaos_jobs.py")  # not imported from here: the processes may lack this folder
     return folder
 
 

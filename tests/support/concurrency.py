@@ -16,7 +16,7 @@ import structlog
 from core import JobDefaults, Run, hookimpl
 
 job = JobDefaults(queue="chaos", overlap="allow", max_retries=0)
-#: One that is to be interrupted.
+#: A job with limits, which a test lets the job pass.
 limited = partial(job, soft_limit=timedelta(seconds=1), hard_limit=timedelta(seconds=4))
 forking = multiprocessing.get_context("fork")
 SOCKETS = "ls -l /proc/self/fd | grep -c socket"
@@ -32,7 +32,7 @@ def thread_pool(run: Run) -> list[int]:
 
 @job("log-in-threads")
 def log_in_threads(run: Run) -> None:
-    """Log in a thread without the context of the run, and in one with it."""
+    """Log in two threads: one without the context of the run, and one with it."""
     for target in (partial(log.info, "without"), partial(copy_context().run, log.info, "within")):
         thread = threading.Thread(target=target)
         thread.start()
@@ -41,7 +41,7 @@ def log_in_threads(run: Run) -> None:
 
 @limited("join-child")
 def join_child(run: Run) -> None:
-    """Wait for a child in one call."""
+    """Wait for a child in one long call."""
     child = forking.Process(target=time.sleep, args=(20,), daemon=True)
     child.start()
     child.join()
@@ -49,7 +49,7 @@ def join_child(run: Run) -> None:
 
 @limited("join-child-in-turns")
 def join_child_in_turns(run: Run) -> None:
-    """Wait for a child, a little while each time."""
+    """Wait for a child in short calls."""
     child = forking.Process(target=time.sleep, args=(20,), daemon=True)
     child.start()
     try:
@@ -61,7 +61,7 @@ def join_child_in_turns(run: Run) -> None:
 
 @job("leave-process")
 def leave_process(run: Run, seconds: float, daemon: bool) -> int:
-    """Leave a process of multiprocessing's at work."""
+    """Leave a process of ``multiprocessing`` running."""
     child = forking.Process(target=time.sleep, args=(seconds,), daemon=daemon)
     child.start()
     return child.pid or 0
@@ -69,7 +69,9 @@ def leave_process(run: Run, seconds: float, daemon: bool) -> int:
 
 @job("start-programs")
 def start_programs(run: Run) -> list[int]:
-    """Start programs: the sockets that one has, and how one ends that is sent SIGINT and then SIGTERM."""
+    """Start programs. Return the number of sockets that one has, and the status of one that gets SIGINT and then
+    SIGTERM.
+    """
     sockets = subprocess.run(["sh", "-c", SOCKETS], capture_output=True, text=True, check=False)
     with subprocess.Popen(["sleep", "60"]) as sleeping:
         time.sleep(0.2)
@@ -81,7 +83,7 @@ def start_programs(run: Run) -> list[int]:
 
 @job("coroutines")
 def coroutines(run: Run) -> list[int]:
-    """Gather what coroutines return."""
+    """Run coroutines together, and return their results."""
 
     async def square(number: int) -> int:
         await asyncio.sleep(0.01)
@@ -96,7 +98,7 @@ def coroutines(run: Run) -> list[int]:
 
 @limited("await-in-turns")
 def await_in_turns(run: Run) -> None:
-    """Have the loop go round again and again."""
+    """Run an event loop that is never idle for long."""
 
     async def tick() -> None:
         while True:
@@ -107,7 +109,7 @@ def await_in_turns(run: Run) -> None:
 
 @limited("await-for-ever")
 def await_for_ever(run: Run) -> None:
-    """Have the loop wait for what does not come."""
+    """Run an event loop that waits for an hour."""
     asyncio.run(asyncio.sleep(3600))
 
 

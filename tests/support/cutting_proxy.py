@@ -1,7 +1,7 @@
-"""A TCP proxy before a real IMAP server, which spoils its answers.
+"""A TCP proxy in front of a real IMAP server, which damages the server's answers.
 
-A fault is a function of what the server sends that returns what the client gets. The proxy knows nothing of IMAP but
-the beginning of an answer with a message.
+A fault is a function from the bytes that the server sends to the bytes that the client gets. The proxy knows only one
+thing about IMAP: how an answer with a message begins.
 """
 
 import re
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from tests.support.proxy import Listening
 
-#: The beginning of an answer with a message: its size follows.
+#: The beginning of an answer with a message. The size of the message follows.
 LITERAL = re.compile(rb"\* \d+ FETCH \([^\r\n]*BODY\[\][^\r\n]*\{(\d+)\}\r\n")
 CHUNK = 65536
 #: The value of SO_LINGER with which closing a socket discards unsent data and sends RST: on, for 0 seconds.
@@ -47,7 +47,7 @@ def slow(data: bytes) -> bytes:
 
 
 def silent(data: bytes) -> bytes:
-    """Send nothing of a message, and keep the connection."""
+    """Send nothing of a message, and keep the connection open."""
     return b"" if LITERAL.search(data) else data
 
 
@@ -68,24 +68,24 @@ def half_sent(data: bytes) -> bytes:
 
 
 def bye(data: bytes) -> bytes:
-    """Take leave instead of sending a message."""
+    """Send BYE instead of a message."""
     if LITERAL.search(data):
         raise End(b"* BYE [UNAVAILABLE] shutting down\r\n")
     return data
 
 
 def too_small(data: bytes) -> bytes:
-    """Announce fewer bytes than follow."""
+    """Announce fewer bytes than are sent."""
     return resized(data, -7)
 
 
 def too_large(data: bytes) -> bytes:
-    """Announce more bytes than follow."""
+    """Announce more bytes than are sent."""
     return resized(data, 1000)
 
 
 def resized(data: bytes, by: int) -> bytes:
-    """Announce another size of a message."""
+    """Announce a wrong size of a message."""
     found = LITERAL.search(data)
     if found is None:
         return data
@@ -94,16 +94,16 @@ def resized(data: bytes, by: int) -> bytes:
 
 @dataclass
 class CuttingProxy(Listening):
-    """Passes on what comes; what the server sends, through ``fault``."""
+    """Passes data on. Data from the server passes through ``fault``."""
 
     fault: Fault = honest
 
     def begin(self, client: socket.socket) -> None:
-        """Carry a connection in a thread of its own, with the fault of this moment."""
+        """Serve a connection in a thread of its own, with the current fault."""
         threading.Thread(target=self.carry, args=(client, self.fault), daemon=True).start()
 
     def carry(self, client: socket.socket, fault: Fault) -> None:
-        """Carry one connection, until either side or the fault ends it."""
+        """Serve one connection until either side or the fault ends it."""
         with client, socket.create_connection(self.target) as server, suppress(OSError):
             try:
                 self.relay(client, server, fault)
@@ -113,7 +113,9 @@ class CuttingProxy(Listening):
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
     def relay(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
-        """Pass on what both sides send. One thread does both: a socket that another thread reads sends no RST."""
+        """Pass on the data of both sides in one thread. If another thread read the socket, closing it would send no
+        RST.
+        """
         while True:
             for source in select.select([client, server], [], [])[0]:
                 data = source.recv(CHUNK)
@@ -127,7 +129,7 @@ class CuttingProxy(Listening):
 
 @contextmanager
 def cutting(port: int) -> Iterator[CuttingProxy]:
-    """A proxy before the server at ``port``, which runs in a thread."""
+    """Yield a proxy in front of the server at ``port``. The proxy runs in a thread."""
     made = CuttingProxy(("127.0.0.1", port))
     threading.Thread(target=made.serve, daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""Dovecot of Debian's package, with mailboxes of its own."""
+"""Dovecot from Debian's package, with its own mailboxes."""
 
 import os
 import shutil
@@ -14,7 +14,8 @@ from tests.support.eventually import eventually
 from tests.support.servers import DOVECOT
 
 PASSWORD = "sesame"
-#: One process serves many connections, so that a hundred of them are quick; the account needs no user of the system.
+#: One process serves many connections, so that a hundred connections are quick. The mail users are no users of the
+#: system.
 CONFIGURATION = """
 base_dir = {folder}/run
 state_dir = {folder}/state
@@ -68,7 +69,9 @@ class Dovecot:
     gid: int
 
     def deliver(self, user: str, name: str, content: bytes) -> None:
-        """Put a message into the inbox of ``user``, as a delivery agent does: written beside, then renamed."""
+        """Deliver a message to the inbox of ``user`` as a delivery agent does: write a file elsewhere, then rename
+        it.
+        """
         inbox = self.folder / "mail" / user
         for part in ("tmp", "new", "cur"):
             (inbox / part).mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,7 @@ class Dovecot:
         written.rename(inbox / "new" / name)
 
     def forget_numbers(self, user: str) -> None:
-        """Lose the index of ``user``: its folder gets another UIDVALIDITY, and its messages other UIDs."""
+        """Delete the index of ``user``. The folder gets another UIDVALIDITY, and its messages get other UIDs."""
         for path in (self.folder / "mail" / user).glob("dovecot*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -90,7 +93,7 @@ class Dovecot:
 
 @contextmanager
 def dovecot(folder: Path) -> Iterator[Dovecot]:
-    """Dovecot in ``folder``, which its account must be able to reach."""
+    """Yield Dovecot with its data in ``folder``, which its account must be able to reach."""
     uid, gid = (pgserver_account().uid, pgserver_account().gid) if os.geteuid() == 0 else (os.getuid(), os.getgid())
     for name in ("run", "state", "mail"):
         (folder / name).mkdir()
@@ -117,7 +120,7 @@ def dovecot(folder: Path) -> Iterator[Dovecot]:
 
 
 def names_of(uid: int, gid: int) -> tuple[str, str]:
-    """The names of a user and a group."""
+    """Return the names of a user and of a group."""
     import grp
     import pwd
 
@@ -125,6 +128,6 @@ def names_of(uid: int, gid: int) -> tuple[str, str]:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return whether a server listens on the port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

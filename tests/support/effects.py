@@ -1,4 +1,4 @@
-"""The work of the integration tests' jobs: words in a table, there once for each commit."""
+"""The effect of the jobs of integration tests: a word in a table, once for each commit."""
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -7,5 +7,5 @@ TABLE = "CREATE TABLE test_effects (word text PRIMARY KEY)"
 
 
 def leave(session: Session, word: str) -> None:
-    """Leave ``word`` in ``test_effects``."""
+    """Write ``word`` to ``test_effects``."""
     session.execute(text("INSERT INTO test_effects VALUES (:word)"), {"word": word})

@@ -1,4 +1,4 @@
-"""The events that were logged, as they were emitted; each must have its declared fields, of their declared types."""
+"""Reads logged events, and checks that each has its declared fields with their declared types."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from core.observability.events import EVENTS, Event
 
 
 def emitted(caplog: pytest.LogCaptureFixture, name: str) -> list[Event]:
-    """The events called ``name``, in order."""
+    """Return the logged events with this name, in order."""
     found = [record.msg for record in caplog.records if isinstance(record.msg, Event) and record.msg.name == name]
     for event in found:
         assert_as_declared(name, event.fields())
@@ -18,7 +18,7 @@ def emitted(caplog: pytest.LogCaptureFixture, name: str) -> list[Event]:
 
 
 def logged(text: str, name: str) -> Iterator[dict[str, Any]]:
-    """The lines of a log in JSON that tell of events called ``name``."""
+    """Yield the events with this name from a log in JSON."""
     for line in text.splitlines():
         if line.startswith("{") and (found := json.loads(line))["event"] == name:
             assert_as_declared(name, found)
@@ -26,7 +26,7 @@ def logged(text: str, name: str) -> Iterator[dict[str, Any]]:
 
 
 def assert_as_declared(name: str, fields: Mapping[str, Any]) -> None:
-    """An event of ours has what its declaration promises; lines of jobs and libraries promise nothing."""
+    """Check that an event of Rota has its declared fields. Lines of jobs and of libraries have no declaration."""
     for field, declared in declared_fields(name).items():
         assert field in fields, f"{name} has no {field}: {dict(fields)}"
         expected = (int, float) if declared is float else declared
@@ -34,6 +34,6 @@ def assert_as_declared(name: str, fields: Mapping[str, Any]) -> None:
 
 
 def declared_fields(name: str) -> dict[str, Any]:
-    """The fields of the event called ``name``, with their types."""
+    """Return the declared fields of an event, with their types."""
     hints = get_type_hints(EVENTS[name]) if name in EVENTS else {}
     return {field: declared for field, declared in hints.items() if get_origin(declared) is not ClassVar}

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-#: How long to wait for an outcome if its promptness is not the subject of the test: enough for a busy machine. A test
-#: of promptness measures the time, and compares it with the promise.
+#: How long to wait for an outcome if the test is not about promptness: enough for a busy machine. A test of promptness
+#: measures the time, and compares it with the promised time.
 PATIENCE_SECONDS = 60.0
 
 
 def eventually(condition: Callable[[], T], *, within: float = PATIENCE_SECONDS, every: float = 0.05) -> T:
-    """The first true value of ``condition``, asked again and again for ``within`` seconds; else an AssertionError."""
+    """Return the first true value of ``condition``, which is called again and again for ``within`` seconds. Raises
+    AssertionError.
+    """
     deadline = time.monotonic() + within
     while True:
         value = condition()
@@ -22,5 +24,5 @@ def eventually(condition: Callable[[], T], *, within: float = PATIENCE_SECONDS, 
 
 
 def elapse(seconds: float) -> None:
-    """Let time pass: for how long an outage lasts, or a measurement goes on. Not for waiting until something is so."""
+    """Let time pass, for the length of an outage or of a measurement. Do not use this to wait for a condition."""
     time.sleep(seconds)

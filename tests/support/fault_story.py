@@ -1,4 +1,4 @@
-"""Histories of the fault suite, made by hand, step by step."""
+"""Histories of the fault suite that tests write by hand, step by step."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ SPECS = {
     "limited": Spec("limited", exclusive=False, at_once=2),
     "paced": Spec("paced", exclusive=False, pace=(2, 10.0)),
 }
-#: Why an attempt ended, and as what it is kept.
+#: The outcome under which an attempt with each reason is kept.
 KEPT = {
     "error": "failed", "retries": "failed", "result": "failed", "no retry": "failed", "later": "later",
     "cancelled": "cancelled", "worker died": "crashed", "crashes": "crashed", "stopped": "released",
@@ -33,12 +33,12 @@ def at(second: float) -> datetime:
     return START + timedelta(seconds=second)
 
 
-#: What a run has before its first change.
+#: The values of a run before its first change.
 NO_CHANGE = {"token": None, "worker": None, "due_at": START}
 
 
 class Story:
-    """Writes a history step by step; each step of a run is a transaction of its own."""
+    """Writes a history step by step. Each step of a run is a transaction of its own."""
 
     def __init__(self, **changes) -> None:
         empty = History(
@@ -58,7 +58,7 @@ class Story:
         due: float = 0,
         **values,
     ) -> int:
-        """A run is queued."""
+        """Queue a run."""
         run_id = len(self.history.runs) + 1
         slot_at = None if slot is None else at(slot)
         self.history.runs.append(RunRow(run_id, job, key, slot_at, "queued", None, 0, 0, 0, at(queued), None, **values))
@@ -66,14 +66,14 @@ class Story:
         return run_id
 
     def claim(self, run_id: int, second: float, *, pid: int = 1, token: int | None = None) -> None:
-        """It is claimed."""
+        """Claim a run."""
         self._token = token or self._token + 1
         row = self._row(run_id)
         self._update(run_id, attempt=row.attempt + 1)
         self._change(run_id, second, row.state, "running", token=self._token, worker=f"host:{pid}")
 
     def succeed(self, run_id: int, second: float) -> None:
-        """It succeeds, and leaves its effect in the same transaction."""
+        """Let a run succeed, with its effect in the same transaction."""
         self.end(run_id, second, "succeeded")
         self.effect(run_id, second, xid=self._xid)
 
@@ -87,27 +87,27 @@ class Story:
         error: str = "ValueError",
         due: float | None = None,
     ) -> None:
-        """It fails."""
+        """Let an attempt fail."""
         self._update(run_id, failures=self._row(run_id).failures + 1)
         self.end(run_id, second, state, reason, error, due=due)
 
     def postpone(self, run_id: int, second: float, *, due: float, state: str = "retrying") -> None:
-        """It postpones itself."""
+        """Let a run postpone itself."""
         self._update(run_id, laters=self._row(run_id).laters + 1)
         self.end(run_id, second, state, "later", due=due)
 
     def cancel(self, run_id: int, second: float) -> None:
-        """A run that works is cancelled: it draws another token."""
+        """Cancel a running run, which draws another token."""
         self._token += 1
         self.history.cancels.append(Cancel(run_id, self._row(run_id).state, at(second)))
         self._change(run_id, second, "running", "running", token=self._token)
 
     def note(self, run_id: int, second: float, reason: str) -> None:
-        """It waits for another reason."""
+        """Record that a waiting run waits for another reason."""
         self._change(run_id, second, self._row(run_id).state, self._row(run_id).state, reason=reason)
 
     def crash(self, run_id: int, second: float, *, state: str = "retrying", reason: str = "worker died") -> None:
-        """Its process dies."""
+        """Let the process of a run die."""
         self._update(run_id, crashes=self._row(run_id).crashes + 1)
         self.end(run_id, second, state, reason)
 
@@ -121,7 +121,7 @@ class Story:
         *,
         due: float | None = None,
     ) -> None:
-        """It comes into a state, and its attempt is kept, if it had one that is worth it."""
+        """Change the state of a run. Keep its attempt if the outcome is one that is kept."""
         row = self._row(run_id)
         self._update(run_id, finished_at=None if state in {"queued", "retrying"} else at(second))
         outcome = KEPT.get(reason or "") if state != "succeeded" else "succeeded" if row.attempt > 1 else None
@@ -141,7 +141,7 @@ class Story:
         xid: int = 0,
         found: str = "",
     ) -> None:
-        """It leaves something, in a transaction of its own by default."""
+        """Write an effect of a run, by default in a transaction of its own."""
         token = self._token if token is None else token
         began = next(
             (change.at for change in self.history.transitions if change.run_id == run_id and change.token == token),
@@ -152,13 +152,13 @@ class Story:
         self.history.effects.append(effect)
 
     def fault(self, kind: str, begin: float, end: float, **values) -> FaultEvent:
-        """A fault is in force."""
+        """Inject a fault."""
         fault = FaultEvent(kind, at(begin), at(end), **values)
         self.history.faults.append(fault)
         return fault
 
     def kinds(self) -> set[str]:
-        """What the checker finds."""
+        """Return the kinds of violation that the checker finds."""
         return {violation.kind for violation in check(self.history)}
 
     def _row(self, run_id: int) -> RunRow:
@@ -180,7 +180,7 @@ class Story:
 
 
 def worked(story: Story, job: str = "work", *, begin: float = 1, end: float = 2, **options) -> int:
-    """A run that is claimed once, and succeeds."""
+    """Write a run that is claimed once and succeeds. Return its id."""
     run_id = story.run(job, **options)
     story.claim(run_id, begin)
     story.succeed(run_id, end)

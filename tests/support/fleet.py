@@ -27,7 +27,8 @@ from tests.support.eventually import PATIENCE_SECONDS, eventually
 ROOT = Path(__file__).parents[2]
 
 
-#: Two cores may be shared by many; and periodiq, started at the end of a minute, waits for the next one.
+#: The time for a start: the machine may be busy, and a periodiq that starts at the end of a minute waits for the next
+#: one.
 BOOT_SECONDS = 60
 
 LEADER = """
@@ -40,7 +41,7 @@ LEADER = """
 
 @dataclass
 class Started:
-    """What a chaos job told of its start."""
+    """The start of an attempt, as a chaos job has told it."""
 
     job: str
     run_id: int
@@ -56,13 +57,13 @@ class Fleet:
     postgres_url: str
     redis_url: str
     jobs: str | None = None
-    #: Where the commands are.
+    #: The folder of the commands.
     bin: Path = Path(sys.executable).parent
-    #: Where they are started, and what they can import beside what is installed.
+    #: The folder in which the commands are started, from which they can also import.
     cwd: Path = ROOT
     environ: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    #: The tables of its jobs.
+    #: The statements that create the tables of its jobs.
     tables: ClassVar[str] = chaos.EFFECTS
 
     def __post_init__(self) -> None:
@@ -73,11 +74,11 @@ class Fleet:
             connection.exec_driver_sql(self.tables)
 
     def install(self) -> None:
-        """Write the plugin that the processes have."""
+        """Write the plugin that the processes load."""
         chaos.install(self.folder / "site", self.jobs)
 
     def environment(self) -> dict[str, str]:
-        """What the processes have in theirs, without any settings of the shell that started the tests."""
+        """Return the environment of the processes, without Rota's settings of the shell that started the tests."""
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("ROTA_")},
             "DATABASE_URL": self.postgres_url,
@@ -89,7 +90,7 @@ class Fleet:
         }
 
     def start(self, *command: str, **environ: str) -> subprocess.Popen[bytes]:
-        """Start a command of the virtual environment, in a session of its own, its output in a file."""
+        """Start a command of the virtual environment in a session of its own. Its output goes to a file."""
         log = self.folder / f"{Path(command[0]).name}-{len(self.processes)}.log"
         executable = self.bin / command[0]
         with log.open("ab") as output:
@@ -106,38 +107,40 @@ class Fleet:
         return process
 
     def worker(self, *options: str, processes: int = 1, threads: int = 8, **environ: str) -> subprocess.Popen[bytes]:
-        """Start a worker and wait until all its processes are registered."""
+        """Start a worker, and wait until all its processes are registered."""
         size = ["--processes", str(processes), "--threads", str(threads)]
         worker = self.start("dramatiq", "core.main", *size, *options, **environ)
         eventually(lambda: len(self.registered("worker", worker)) == processes, within=BOOT_SECONDS)
         return worker
 
     def scheduler(self, **environ: str) -> subprocess.Popen[bytes]:
-        """Start a scheduler and wait until its loop runs; one that starts at the end of a minute waits for the next."""
+        """Start a scheduler, and wait until it is registered. A scheduler that starts at the end of a minute waits for
+        the next one.
+        """
         scheduler = self.start("periodiq", "core.main", **environ)
         eventually(lambda: self.registered("scheduler", scheduler), within=BOOT_SECONDS)
         return scheduler
 
     def together(self, *starts: Callable[[], subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
-        """Start several at once, and wait for them all."""
+        """Start several commands at the same time, and wait for all of them."""
         with ThreadPoolExecutor(len(starts)) as pool:
             return [started.result() for started in [pool.submit(start) for start in starts]]
 
     def group_of(self, pid: int) -> subprocess.Popen[bytes]:
-        """The started command of which the process ``pid`` is a part."""
+        """Return the started command to which the process ``pid`` belongs."""
         return next(process for process in self.processes if process.pid == os.getpgid(pid))
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL the process and all its children at once."""
+        """Send SIGKILL to the process and all its children."""
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
 
     def pause(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGSTOP the process and all its children."""
+        """Send SIGSTOP to the process and all its children."""
         os.killpg(process.pid, signal.SIGSTOP)
 
     def wake(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGCONT the process and all its children."""
+        """Send SIGCONT to the process and all its children."""
         os.killpg(process.pid, signal.SIGCONT)
 
     def terminate(self, process: subprocess.Popen[bytes], *, within: float = PATIENCE_SECONDS) -> int:
@@ -146,16 +149,18 @@ class Fleet:
         return self.wait(process, within=within)
 
     def wait(self, process: subprocess.Popen[bytes], *, within: float) -> int:
-        """Wait for the end of a process that is to end, and return its exit status."""
+        """Wait for the end of a process, and return its exit status. Raises AssertionError if the process does not
+        end.
+        """
         try:
             return process.wait(within)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGABRT)  # each process that is still there logs what its threads do
+            os.killpg(process.pid, signal.SIGABRT)  # each process that is left logs what its threads do
             process.wait(within)
             raise AssertionError(f"still there {within:g} s after SIGTERM:\n{self.logs()}") from None
 
     def stop(self) -> None:
-        """Kill whatever is left, and close the connections."""
+        """Kill the processes that are left, and close the connections."""
         for process in self.processes:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -167,34 +172,34 @@ class Fleet:
         database.dispose(self.engine)
 
     def rows(self, statement: str, **parameters: Any) -> list[Any]:
-        """The rows of a query."""
+        """Return the rows of a query."""
         with self.engine.connect() as connection:
             return list(connection.execute(text(statement), parameters).all())
 
     def registered(self, kind: str, command: subprocess.Popen[bytes] | None = None) -> list[Any]:
-        """The live processes of a kind, of one started command if given."""
+        """Return the live processes of a kind, or only those of one started command."""
         live = "SELECT * FROM rota_processes WHERE kind = :kind AND expires_at > clock_timestamp()"
         return [row for row in self.rows(live, kind=kind) if command is None or is_of_group(pid_of(row), command.pid)]
 
     def leader(self) -> int:
-        """The pid of the process whose dispatcher is the active one."""
+        """Return the pid of the process whose dispatcher leads."""
         (row,) = eventually(lambda: self.rows(LEADER, space=LOCK_SPACE, lock=LEADER_LOCK), within=10)
         return int(row.application_name.split(":")[1])
 
     def now(self) -> datetime:
-        """The database's clock."""
+        """Return the time by the database's clock."""
         return self.rows("SELECT clock_timestamp() AS now")[0].now
 
     def runs(self, job: str) -> list[Any]:
-        """The runs of a job, oldest first."""
+        """Return the runs of a job, the oldest first."""
         return self.rows("SELECT * FROM rota_runs WHERE job = :job ORDER BY id", job=job)
 
     def effects(self, job: str) -> list[Any]:
-        """The effects of a job, oldest first."""
+        """Return the effects of a job, the oldest first."""
         return self.rows("SELECT * FROM effects WHERE job = :job ORDER BY id", job=job)
 
     def request(self, job: str, count: int = 1, *, queue: str = "chaos") -> list[int]:
-        """Have ``job`` run ``count`` times, as an application without Redis does."""
+        """Request ``count`` runs of ``job``, as an application without Redis does."""
         insert = """
             INSERT INTO rota_runs (job, queue, exclusive) SELECT :job, :queue, false FROM generate_series(1, :count)
             RETURNING id
@@ -205,7 +210,7 @@ class Fleet:
         return ids
 
     def request_in_turn(self, job: str, keys: Sequence[str], *, queue: str = "chaos") -> list[int]:
-        """Have ``job`` run once for each of ``keys``; runs of one key do not overlap."""
+        """Request a run of ``job`` for each of ``keys``. Runs of one key do not overlap."""
         insert = """
             INSERT INTO rota_runs (job, key, queue) SELECT :job, key, :queue
             FROM unnest(CAST(:keys AS text[])) WITH ORDINALITY AS asked (key, number) ORDER BY number RETURNING id
@@ -217,23 +222,23 @@ class Fleet:
         return ids
 
     def suspect(self, run_id: int) -> None:
-        """Let two processes have died under a run, so that its next attempt has a process of its own."""
+        """Record that two processes died during a run, so that its next attempt gets a process of its own."""
         with self.engine.begin() as connection:
             connection.execute(text("UPDATE rota_runs SET crashes = 2 WHERE id = :id"), {"id": run_id})
 
     def next_start(self, *, within: float = PATIENCE_SECONDS) -> Started:
-        """The next start that a chaos job tells of."""
+        """Return the next start that a chaos job tells."""
         told = self.redis.blpop([chaos.STARTED], timeout=within)
         assert told is not None, f"no job started within {within} s"
         job, run_id, attempt, pid = told[1].split()
         return Started(job, int(run_id), int(attempt), int(pid))
 
     def next_starts(self, count: int, *, within: float = PATIENCE_SECONDS) -> list[Started]:
-        """The next starts that chaos jobs tell of."""
+        """Return the next starts that chaos jobs tell."""
         return [self.next_start(within=within) for _ in range(count)]
 
     def go_on(self, run_id: int, *, attempts: int = 10) -> None:
-        """Let a waiting run go on, in as many attempts as that."""
+        """Let a waiting run go on, in up to ``attempts`` attempts."""
         self.redis.rpush(f"{chaos.GO_ON}{run_id}", *["go"] * attempts)
 
     def send_fast(self, job: str, **args: Any) -> None:
@@ -243,27 +248,27 @@ class Fleet:
         broker.close()
 
     def carry(self, job: str, run_ids: list[int]) -> None:
-        """Send a message for each of these runs, whether or not they have one."""
+        """Send a message for each of these runs, even if it has one."""
         broker = RotaBroker(redis_broker.connect(self.redis_url))
         RedisCarrier(broker.redis_queues).send([OutgoingRun(run_id, job, "chaos") for run_id in run_ids])
         broker.close()
 
     def fetched(self, queue: str) -> int:
-        """How many messages of a queue workers have fetched and not acknowledged."""
+        """Return how many messages of a queue workers have fetched and not acknowledged."""
         return sum(self.redis.scard(key) for key in self.redis.keys(f"dramatiq:__acks__.*.{queue}"))
 
     def logs(self) -> str:
-        """Everything the processes have written."""
+        """Return all output of the processes."""
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
 
 
 def pid_of(process: Any) -> int:
-    """The pid of a registered process; its name is ``host:pid``."""
+    """Return the pid of a registered process, whose name is ``host:pid``."""
     return int(process.name.rpartition(":")[2])
 
 
 def is_of_group(pid: int, group: int) -> bool:
-    """Whether a process lives and belongs to the group."""
+    """Return whether a process is alive and belongs to the group."""
     try:
         return os.getpgid(pid) == group
     except ProcessLookupError:
@@ -272,7 +277,7 @@ def is_of_group(pid: int, group: int) -> bool:
 
 @contextmanager
 def fleet(folder: Path, postgres_url: str, redis_url: str, **options: Any) -> Iterator[Fleet]:
-    """A fleet, all of whose processes are gone afterwards; on a failure the end of their logs is shown."""
+    """Yield a fleet, and end its processes afterwards. After a failure, print the end of their logs."""
     started = Fleet(folder, postgres_url, redis_url, **options)
     try:
         yield started

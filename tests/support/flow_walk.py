@@ -1,7 +1,7 @@
-"""A random walk through flow control: requests, claims, ends, cancels and deaths in any order, on a real ledger.
+"""A random walk through flow control on a real ledger: requests, claims, ends, cancels and deaths in any order.
 
-``Walk`` knows for each run the place that it has among the runs of its key, and which runs are at work. It checks each
-claim and each end against this, and at last that every run can come to its end.
+``Walk`` records the place of each run among the runs of its key, and which runs are at work. It checks each claim and
+each end against these records. At last it checks that every run can end.
 """
 
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from core.worker.claiming import limits_of
 from tests.faults.flow_rules import too_many
 from tests.support.ledger import Ledger
 
-#: Fewer than there are keys, so that the limit is often full.
+#: The limit is smaller than the number of keys, so that it is often full.
 AT_ONCE, MOST = 1, 2
 KEYS = "abc"
 MINUTE = timedelta(minutes=1)
@@ -32,12 +32,12 @@ MINUTE = timedelta(minutes=1)
 
 @job("work", overlap="wait", limits=[Limit("host:{host}", at_once=AT_ONCE), Limit("pace", most=MOST, per=MINUTE)])
 def here(run: Any, host: str = "a") -> None:
-    """The job as most processes have it."""
+    """The job as most processes declare it."""
 
 
 @job("work", overlap="wait", limits=[Limit("host:{host}", at_once=AT_ONCE), Limit("pace", most=MOST, per=MINUTE)])
 def elsewhere(run: Any, host: str = "a", also: str = "") -> None:
-    """The job as other processes have it."""
+    """The job as the other processes declare it."""
 
 
 WAITING = """
@@ -49,7 +49,7 @@ STUCK = """
     SELECT id, key, due_at, state, reason, sent_at = 'infinity' AS is_parked, sent_at IS NULL AS is_unsent, waits_for,
            priority FROM rota_runs WHERE state IN ('queued', 'retrying', 'running') ORDER BY key, due_at, id
 """
-#: Lets a minute pass for all that is in the ledger.
+#: Statements that move all times in the ledger one minute back.
 PASS = (
     """
     UPDATE rota_runs SET due_at = due_at - :span, started_at = started_at - :span, expires_at = expires_at - :span,
@@ -63,21 +63,21 @@ PASS = (
 
 @dataclass
 class Walk:
-    """The walk, and what it knows."""
+    """The walk, and its own records of the runs."""
 
     ledger: Ledger
     connection: Connection
-    #: Registers a process that has one of the two declarations.
+    #: A function that registers a process with one of the two declarations.
     start: Any
     dice: Random
     alive: list[tuple[Any, Any]] = field(default_factory=list)
-    #: The messages on their way; one may be there twice, and one may get lost.
+    #: The messages on their way. A message may be there twice, and may get lost.
     messages: list[int] = field(default_factory=list)
     at_work: dict[int, Lease] = field(default_factory=dict)
-    #: The place of each run among those of its key, as if no time had been let pass.
+    #: The place of each run among the runs of its key, without the minutes that ``let_pass`` has moved.
     place: dict[int, Any] = field(default_factory=dict)
     cancelled: set[int] = field(default_factory=set)
-    #: When runs with limits started, without the starts that were undone before the function was called.
+    #: The starts of each run with limits, except starts that were undone before the function was called.
     starts: dict[int, list[Any]] = field(default_factory=dict)
     passed: timedelta = timedelta(0)
     story: list[str] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Walk:
         self.turns, self.rooms = TurnKeeper(), RoomKeeper()
 
     def go(self, steps: int) -> None:
-        """Do so many things at random."""
+        """Do ``steps`` random steps."""
         kinds = {
             self.ask: 5, self.deliver: 12, self.end: 9, self.look: 3, self.cancel: 1, self.die: 1, self.lose: 1,
             self.let_pass: 2,
@@ -96,7 +96,7 @@ class Walk:
             step()
 
     def finish(self) -> None:
-        """Have all that is left end well, which takes each run a few rounds at most."""
+        """End all runs well. Each run takes a few rounds at most."""
         for _ in range(20 * len(self.place)):
             while self.at_work:
                 self.end(well=True)
@@ -140,7 +140,7 @@ class Walk:
             self.send(room.wake(self.connection, {}, [run_id], carried=True))
 
     def started(self, run_id: int, lease: Lease, declared: Any) -> None:
-        """Check that the run may have started. It is handed back at once if its arguments do not fit."""
+        """Check that the run was allowed to start. If its arguments do not fit, release it at once."""
         assert run_id not in self.cancelled, self.told(f"{run_id} was cancelled")
         row = self.ledger.run(run_id)
         beside = [other for other in self.at_work if self.ledger.run(other).key == row.key]
@@ -163,7 +163,7 @@ class Walk:
             self.at_work[run_id] = lease
 
     def end(self, *, well: bool = False) -> None:
-        """End an attempt, in any way."""
+        """End an attempt in a random way."""
         if not self.at_work:
             return
         run_id = self.dice.choice(sorted(self.at_work))
@@ -190,7 +190,7 @@ class Walk:
             self.send(room.wake(self.connection, dict.fromkeys(lease.limits or (), 1), carried=True))
 
     def look(self) -> None:
-        """The dispatcher makes a pass."""
+        """Make a pass of the dispatcher."""
         deadlines.expire(self.connection)
         self.turns.look(self.connection)
         self.rooms.look(self.connection, ["work"])
@@ -202,7 +202,7 @@ class Walk:
                 self.send(shares.take(self.connection, "default", ["work"], shares.Turns(), batch=100))
 
     def cancel(self) -> None:
-        """Cancel a run that waits or is at work."""
+        """Cancel a waiting or running run."""
         found = [*self.at_work, *(row.id for row in self.ledger.rows(WAITING))]
         if found:
             run_id = self.dice.choice(sorted(found))
@@ -211,7 +211,7 @@ class Walk:
             self.say("cancel", run_id)
 
     def die(self) -> None:
-        """A process dies, and another takes its place."""
+        """Let a process die, and start another one."""
         at = self.dice.randrange(len(self.alive))
         process, declared = self.alive[at]
         process.expire(self.ledger.engine)
@@ -224,7 +224,7 @@ class Walk:
         self.say("die", process.id)
 
     def lose(self) -> None:
-        """All messages are lost, and this is noticed."""
+        """Lose all messages, and let the dispatcher know."""
         self.messages.clear()
         self.ledger.do(LOSE)
         self.say("lose")
@@ -237,12 +237,12 @@ class Walk:
         self.say("a minute passes")
 
     def undo(self, run_id: int, lease: Lease) -> None:
-        """Forget a start that was undone."""
+        """Remove a start that was undone from the records."""
         if lease.limits:
             self.starts[run_id].pop()
 
     def check_pace(self) -> None:
-        """Check that no more runs have started within any time than the limit allows."""
+        """Check that in no span more runs have started than the limit allows."""
         starts = sorted(at for each in self.starts.values() for at in each)
         assert not list(too_many("work", starts, MOST, MINUTE.total_seconds())), self.told(f"too many starts: {starts}")
 
@@ -252,27 +252,27 @@ class Walk:
             assert self.where(run_id) == self.place[run_id], self.told(f"{run_id} has lost its place")
 
     def where(self, run_id: int) -> Any:
-        """The place of a run now."""
+        """Return the present place of a run."""
         return self.ledger.run(run_id).due_at + self.passed, run_id
 
     def now(self) -> Any:
-        """The database's time."""
+        """Return the time by the database's clock."""
         return self.ledger.value("SELECT clock_timestamp()")
 
     def send(self, outgoing: Any) -> None:
-        """Put messages on their way."""
+        """Add messages to those on their way."""
         self.messages += [each.run_id for each in outgoing]
 
     def say(self, *words: Any) -> None:
-        """Remember what was done."""
+        """Record a step."""
         self.story.append(" ".join(map(str, words)))
 
     def told(self, what: str) -> str:
-        """What is wrong, after what was done."""
+        """Return a message with the last steps and ``what``."""
         return "\n".join([*self.story[-60:], what])
 
 
-#: How an attempt may end, other than well.
+#: The ways in which an attempt may end without success.
 HOW = {
     "fail": lambda on, lease: runs.fail(on, lease, Failure(State.RETRYING, "error", "boom", MINUTE)),
     "fail at once": lambda on, lease: runs.fail(on, lease, Failure(State.RETRYING, "error", "boom")),

@@ -9,7 +9,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-import chaos_jobs as chaos  # beside which this is installed
+import chaos_jobs as chaos  # the chaos plugin is installed in the same folder
 import psycopg2
 from sqlalchemy import text
 
@@ -19,13 +19,13 @@ RAISED = {"returns": None, "exits": SystemExit(3), "raises": ValueError("the chi
 
 
 def end_of(pid: int) -> int:
-    """The exit status of a child."""
+    """Wait for a child, and return its exit status."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @job("fork", queue="chaos", overlap="allow", max_retries=0)
 def fork(run: Run, how: str = "returns") -> dict[str, int]:
-    """Have a child leave this function, and say how it ended."""
+    """Let a child leave this function in the given way, and return its exit status."""
     chaos.effect(run)
     pid = os.fork()
     if pid == 0:
@@ -37,7 +37,7 @@ def fork(run: Run, how: str = "returns") -> dict[str, int]:
 
 @job("fast-fork", queue="chaos-fast", ledger=False)
 def fast_fork(run: Run) -> None:
-    """The same on the fast lane."""
+    """Let a child leave this function, on the fast lane."""
     pid = os.fork()
     if pid:
         end_of(pid)
@@ -46,7 +46,7 @@ def fast_fork(run: Run) -> None:
 
 @job("leave-child", queue="chaos", overlap="allow")
 def leave_child(run: Run) -> int:
-    """Leave a child behind, which has a session of its own."""
+    """Leave a child running that has a session of its own."""
     chaos.effect(run)
     pid = os.fork()
     if pid == 0:
@@ -58,7 +58,7 @@ def leave_child(run: Run) -> int:
 
 @job("use-session", queue="chaos", overlap="allow", max_retries=0)
 def use_session(run: Run) -> list[str]:
-    """Have children use the session of the run in every way, and tell what they are told."""
+    """Let children use the session of the run in every way. Return the error that each gets."""
     session = run.session
     session.execute(text("SELECT 1"))
     reading, writing = os.pipe()
@@ -78,7 +78,7 @@ def use_session(run: Run) -> list[str]:
 
 @job("own-connection", queue="chaos", overlap="allow", max_retries=0)
 def own_connection(run: Run) -> int:
-    """Have a child write over a connection of its own."""
+    """Let a child write over a connection of its own."""
     pid = os.fork()
     if pid == 0:
         with psycopg2.connect(os.environ["DATABASE_URL"]) as connection, connection.cursor() as cursor:
@@ -93,7 +93,7 @@ def own_connection(run: Run) -> int:
 
 @job("own-engine", queue="chaos", overlap="allow", max_retries=0)
 def own_engine(run: Run) -> int:
-    """Have a child take a connection from the engine of its parent, which has one to spare."""
+    """Let a child take a connection from its parent's engine, whose pool has an idle connection."""
     engine = run.session.get_bind()
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
@@ -105,14 +105,14 @@ def own_engine(run: Run) -> int:
 
 
 def square(number: int) -> int:
-    """What children compute; the log has its lock, its queue and its thread in the parent."""
+    """Return the square, and log a line. The log has its lock, its queue and its thread in the parent."""
     logging.getLogger("forking").info("squares %s", number)
     return number * number
 
 
 @job("pool", queue="chaos", overlap="allow", max_retries=0)
 def pool(run: Run, method: str = "fork") -> list[int]:
-    """Compute in a pool of children."""
+    """Compute in a pool of child processes."""
     chaos.effect(run)
     with multiprocessing.get_context(method).Pool(2) as workers:
         return workers.map(square, range(8), chunksize=1)
@@ -120,14 +120,14 @@ def pool(run: Run, method: str = "fork") -> list[int]:
 
 @job("executor", queue="chaos", overlap="allow", max_retries=0)
 def executor(run: Run, method: str) -> list[int]:
-    """Compute in an executor's children."""
+    """Compute in the child processes of an executor."""
     with ProcessPoolExecutor(2, multiprocessing.get_context(method)) as workers:
         return list(workers.map(square, range(8)))
 
 
 @job("end-children", queue="chaos", overlap="allow", max_retries=0)
 def end_children(run: Run) -> list[int | None]:
-    """End children that sleep, by each signal by which one ends processes."""
+    """Send each signal that ends processes to a sleeping child. Return the exit statuses."""
     ends = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
@@ -142,7 +142,7 @@ def end_children(run: Run) -> list[int | None]:
 
 @job("program", queue="chaos", overlap="allow", max_retries=0)
 def program(run: Run) -> list[int]:
-    """Start programs, of which one is ended before its time."""
+    """Start two programs, and end one of them early. Return their exit statuses."""
     chaos.effect(run)
     done = subprocess.run([sys.executable, "-c", "import sys; sys.exit(3)"], check=False)
     sleeping = subprocess.Popen(["sleep", "60"])
@@ -152,7 +152,7 @@ def program(run: Run) -> list[int]:
 
 @job("log-much", queue="chaos", overlap="allow")
 def log_much(run: Run) -> None:
-    """Log and touch the ledger for two seconds, so that locks are held when others fork."""
+    """Log and execute statements for two seconds, so that locks are held when other runs fork."""
     until = time.monotonic() + 2
     while time.monotonic() < until:
         run.log.info("much")

@@ -1,4 +1,4 @@
-"""Plugins of jobs that fork or are untidy, beside the chaos jobs; and runs of theirs."""
+"""Installs the plugins with jobs that fork or are untidy beside the chaos plugin, and requests their runs."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ REQUEST = text("""
 
 
 def install(folder: Path, name: str = "forking") -> None:
-    """Write the plugin of the file of that name here into ``folder``, beside the chaos jobs."""
+    """Write the plugin in the file of that name into ``folder``, beside the chaos plugin."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -28,26 +28,26 @@ def install(folder: Path, name: str = "forking") -> None:
 
 @dataclass(frozen=True)
 class Asking:
-    """Asks a fleet for runs, with arguments."""
+    """Requests runs with arguments from a fleet."""
 
     fleet: Fleet
 
     def ask(self, job: str, **args: Any) -> int:
-        """Request a run; its id."""
+        """Request a run, and return its id."""
         with self.fleet.engine.begin() as connection:
             run_id: int = connection.execute(REQUEST, {"job": job, "args": json.dumps(args)}).scalar_one()
             connection.exec_driver_sql("NOTIFY rota_due")
         return run_id
 
     def row(self, run_id: int) -> Any:
-        """The run."""
+        """Return the row of a run."""
         return self.fleet.rows("SELECT * FROM rota_runs WHERE id = :id", id=run_id)[0]
 
     def end_of(self, run_id: int, *, within: float = 30) -> Any:
-        """The run, once it is over."""
+        """Wait for the end of a run, and return its row."""
         eventually(lambda: self.row(run_id).state in OVER, within=within)
         return self.row(run_id)
 
     def run(self, job: str, **args: Any) -> Any:
-        """Request a run, and wait for its end."""
+        """Request a run, wait for its end, and return its row."""
         return self.end_of(self.ask(job, **args))

@@ -1,7 +1,7 @@
-"""A small IMAP server on a real socket, for what well-behaved servers do not do: it is told how to misbehave.
+"""A small IMAP server on a real socket that misbehaves as a test tells it.
 
-``folders`` has the messages; ``script`` may answer a command in another way, or end the connection. ``commands`` keeps
-what clients have sent, without the arguments of log-ins.
+``folders`` has the messages. ``script`` may answer a command in another way, or end the connection. ``commands``
+records the commands of clients, without the arguments of log-ins.
 """
 
 import base64
@@ -24,7 +24,7 @@ NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 
 class Hangup(Exception):
-    """Raised by a script to end the connection, after ``last`` was sent."""
+    """Raised by a script to send ``last`` and then end the connection."""
 
     def __init__(self, last: bytes = b"") -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class Hangup(Exception):
 
 @dataclass
 class Folder:
-    """Messages by UID, and what EXAMINE tells of them."""
+    """Messages by UID, and the answers to EXAMINE."""
 
     uidvalidity: int = 1
     messages: dict[int, bytes] = field(default_factory=dict)
     dates: dict[int, str] = field(default_factory=dict)
-    #: A size other than the message's.
+    #: Sizes of messages that differ from their real sizes.
     sizes: dict[int, str] = field(default_factory=dict)
-    #: An UIDNEXT other than the right one; 0 if the server does not tell it.
+    #: A wrong UIDNEXT; 0 if the server does not send it.
     uidnext: int | None = None
 
     def fill(self, count: int, start: int = 1) -> None:
@@ -63,7 +63,7 @@ Script = Callable[[str, str], bytes | None]
 
 
 class ImapServer(socketserver.ThreadingTCPServer):
-    """Serves one user, ``ann`` with the password ``sesame``."""
+    """The server. Its only user is ``ann``, with the password ``sesame``."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -77,12 +77,12 @@ class ImapServer(socketserver.ThreadingTCPServer):
         self.tokens: set[str] = set()
         self.script: Script = lambda command, arguments: None
         self.greeting = b"* OK ready\r\n"
-        #: How long each command, and the greeting, is waited for, in seconds.
+        #: How long each command, and the greeting, is delayed, in seconds.
         self.delay = 0.0
         self.commands: list[str] = []
         self.logins = 0
         self.connections = 0
-        #: The number of connections that are open now.
+        #: The number of open connections.
         self.opened = 0
         self.bodies: list[int] = []
         self.locks = threading.Lock()
@@ -96,7 +96,7 @@ class ImapServer(socketserver.ThreadingTCPServer):
         return self.folders["INBOX"]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away is no error of the server."""
+        """Ignore a client that closes the connection early."""
 
 
 class Session(socketserver.StreamRequestHandler):
@@ -206,7 +206,9 @@ class Session(socketserver.StreamRequestHandler):
         raise Hangup(f"* BYE bye\r\n{tag} OK done\r\n".encode())
 
     def chosen(self, numbers: str, *, uid: bool) -> list[int]:
-        """The UIDs that a set of numbers names. ``n:*`` names the last message even if its UID is less than n."""
+        """Return the UIDs that a set of numbers names. ``n:*`` names the last message even if its UID is less than
+        n.
+        """
         uids = self.folder.uids
         named: set[int] = set()
         for part in numbers.split(","):
@@ -246,7 +248,7 @@ class Session(socketserver.StreamRequestHandler):
 
 @contextmanager
 def serving(**options: ssl.SSLContext | None) -> Iterator[ImapServer]:
-    """A server that runs in a thread."""
+    """Yield a server that runs in a thread."""
     with ImapServer(**options) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
@@ -257,14 +259,14 @@ def serving(**options: ssl.SSLContext | None) -> Iterator[ImapServer]:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate authority's file, and the context of a server whose certificate it has signed."""
+    """The file of a certificate authority, and the context of a server with a certificate of this authority."""
 
     ca_file: Path
     context: ssl.SSLContext
 
 
 def certificate(folder: Path, host: str) -> Certificate:
-    """A certificate for ``host``, signed by itself."""
+    """Return a self-signed certificate for ``host``."""
     from ipaddress import ip_address
 
     from cryptography import x509

@@ -12,7 +12,7 @@ SECOND = timedelta(seconds=1)
 
 
 class Leader:
-    """A dispatcher's accounting for jobs, at a time that the test sets."""
+    """A dispatcher's accounting for jobs, at times that the test sets."""
 
     def __init__(self, connection, monkeypatch, use_jobs, *jobs):
         self.connection, self.monkeypatch = connection, monkeypatch
@@ -27,12 +27,12 @@ class Leader:
         return self.accountant.account(self.connection, self.fleet)
 
     def passes(self, span, step=SECOND):
-        """Passes until ``span`` from now; return how many runs they have inserted."""
+        """Make passes for the time ``span``, and return how many runs they have inserted."""
         end, inserted = self.now + span, 0
         while self.now < end:
             inserted += self.pass_at(min(self.now + step, end))
         return inserted
 
     def is_replaced(self):
-        """Another process leads from now on."""
+        """Let another process lead from now on."""
         self.accountant = KeyAccountant(self.registry)

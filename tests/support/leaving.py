@@ -1,4 +1,4 @@
-"""A plugin that comes and goes, as a package from which tests build a real wheel."""
+"""A plugin that is installed and uninstalled during tests, as a package from which the tests build a real wheel."""
 
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ leaving = "leaving_jobs"
 [tool.setuptools]
 py-modules = ["leaving_jobs"]
 """
-#: ``own`` and ``fast-own`` are on a queue that nobody else uses; the others share theirs with the chaos plugin.
+#: ``own`` and ``fast-own`` are on a queue that only this plugin uses. The others share the queues of the chaos plugin.
 MODULE = """
 import os
 from datetime import timedelta
@@ -72,7 +72,7 @@ BROKEN = "raise RuntimeError('no licence')\n"
 
 @cache
 def wheel(*, version: str = "1.0", module: str = MODULE) -> Path:
-    """Its wheel, built once."""
+    """Return the path of the plugin's wheel, which is built once."""
     source = shared() / f"leaving-{version}"
     source.mkdir(parents=True)
     (source / "pyproject.toml").write_text(PROJECT.format(version=version))

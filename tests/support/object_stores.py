@@ -1,4 +1,4 @@
-"""S3 servers of Python packages, each a process of its own: moto's server, and rclone before a folder."""
+"""S3 servers from Python packages, each in a process of its own: moto's server, and rclone with a folder."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from typing import IO
 from tests.support.eventually import eventually
 
 BUCKET = "mail"
-#: rclone refuses shorter ones.
+#: Credentials that are long enough for rclone.
 ACCESS_KEY, SECRET_KEY = "tests-access-key", "tests-secret-key"
 
 
@@ -28,7 +28,7 @@ class ObjectStore:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The variables by which a client finds it."""
+        """The environment variables for a client of the server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -39,7 +39,7 @@ class ObjectStore:
 
 @contextmanager
 def moto_server() -> Iterator[ObjectStore]:
-    """moto's server, which keeps everything in memory."""
+    """Yield moto's server, which keeps all objects in memory."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with running(command, port) as server:
@@ -50,7 +50,7 @@ def moto_server() -> Iterator[ObjectStore]:
 
 @contextmanager
 def rclone_server(folder: Path, *options: str) -> Iterator[ObjectStore]:
-    """``rclone serve s3`` before ``folder``, whose subfolders are the buckets."""
+    """Yield ``rclone serve s3`` for ``folder``, whose subfolders are the buckets."""
     (folder / BUCKET).mkdir(exist_ok=True)
     port = free_port()
     command = [str(Path(sysconfig.get_path("scripts")) / "rclone"), "serve", "s3", str(folder), *options]
@@ -61,7 +61,7 @@ def rclone_server(folder: Path, *options: str) -> Iterator[ObjectStore]:
 
 @contextmanager
 def running(command: list[str], port: int) -> Iterator[ObjectStore]:
-    """The server of ``command``, once it listens at ``port``."""
+    """Yield the server of ``command`` when it listens on ``port``."""
     with TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
             eventually(lambda: listens(port, server, log))
@@ -71,7 +71,7 @@ def running(command: list[str], port: int) -> Iterator[ObjectStore]:
 
 
 def listens(port: int, server: subprocess.Popen[bytes], log: IO[bytes]) -> bool:
-    """Whether somebody listens there; raises RuntimeError, with what the server said, if it has ended instead."""
+    """Return whether the server listens. Raises RuntimeError, with its log, if it has ended."""
     if server.poll() is not None:
         log.seek(0)
         raise RuntimeError(f"{server.args}: {log.read().decode()}")
@@ -80,7 +80,7 @@ def listens(port: int, server: subprocess.Popen[bytes], log: IO[bytes]) -> bool:
 
 
 def free_port() -> int:
-    """A port at which nobody listens."""
+    """Return a port on which no server listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

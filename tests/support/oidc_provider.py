@@ -1,4 +1,4 @@
-"""An OpenID Connect provider in a process of its own, and one in this process that does wrong on purpose."""
+"""OpenID Connect providers: a correct one in a process of its own, and one in this process that is wrong on purpose."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ from tests.support.service import free_port
 
 @contextmanager
 def real(*users: dict[str, Any]) -> Iterator[str]:
-    """The issuer of the package oidc-provider-mock, which knows ``users``."""
+    """Yield the issuer of a server of the package oidc-provider-mock, which knows ``users``."""
     port = free_port()
     options = [option for user in users for option in ("--user-claims", json.dumps(user))]
     command = [sys.executable, "-m", "oidc_provider_mock", "--port", str(port), "--require-nonce", "true", *options]
@@ -44,7 +44,7 @@ def answers(issuer: str) -> bool:
 
 
 def consent(address: str, sub: str) -> str:
-    """Log in at the provider as ``sub``; return the address to which it sends the browser back."""
+    """Log in at the provider as ``sub``. Return the address to which the provider sends the browser back."""
     answer = httpx2.post(address, data={"sub": sub}, timeout=30)
     assert answer.status_code == 302, answer.text
     return answer.headers["Location"]
@@ -57,15 +57,15 @@ class Wrong:
         self.issuer = f"http://localhost:{port}"
         self.key = RSAKey.generate_key(2048, {"kid": "first"})
         self.published = [self.key]
-        #: Keys that are published too, before the others, and as they are.
+        #: Keys that are published before the others, unchanged.
         self.others: list[Any] = []
         self.claims: dict[str, Any] = {}
         self.header: dict[str, Any] = {}
         self.token: str | None = None
         self.metadata: dict[str, Any] = {}
-        #: The status of every answer, and how long it takes to come.
+        #: The status of every answer, and the delay before every answer.
         self.status, self.seconds = 200, 0.0
-        #: Tokens are given only while this is set.
+        #: Answers to requests for tokens wait until this is set.
         self.gives = threading.Event()
         self.gives.set()
         self.asked: list[str] = []
@@ -73,13 +73,13 @@ class Wrong:
         self.nonce = ""
 
     def code(self, address: str, **changed: str) -> str:
-        """The query with which the provider would send back a browser that went to ``address``."""
+        """Return the query with which the provider would send back a browser that went to ``address``."""
         asked = {name: found[0] for name, found in parse_qs(urlsplit(address).query).items()}
         self.nonce = asked["nonce"]
         return urlencode({"code": "c", "state": asked["state"], **changed})
 
     def rotate(self, kid: str) -> None:
-        """Sign with a new key, which is published."""
+        """Sign with a new key, and publish it."""
         self.key = RSAKey.generate_key(2048, {"kid": kid})
         self.published = [self.key]
 
@@ -95,7 +95,7 @@ class Wrong:
         now = int(time.time())
         claims = {"iss": self.issuer, "aud": "rota", "sub": "ann", "iat": now, "exp": now + 300, "nonce": self.nonce,
                   "groups": ["admins"], **self.claims}  # fmt: skip
-        for name in {"exp", "iat", "nbf"} & self.claims.keys():  # they are given in seconds from now
+        for name in {"exp", "iat", "nbf"} & self.claims.keys():  # these times are given in seconds from now
             claims[name] = None if self.claims[name] is None else now + self.claims[name]
         claims = {name: value for name, value in claims.items() if value is not None}
         header = {"alg": "RS256", "kid": "first" if self.key.kid == "first" else self.key.kid, **self.header}
@@ -103,7 +103,7 @@ class Wrong:
         if header["alg"] == "none":
             parts = [json.dumps({"alg": "none"}), json.dumps(claims)]
             return ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in parts) + "."
-        if header["alg"] == "HS256":  # signed with what everybody knows: the public key
+        if header["alg"] == "HS256":  # signed with the public key, which everybody knows
             shared = OctKey.import_key(json.dumps(self.published[0].as_dict(private=False)))
             return jwt.encode(header, claims, shared, algorithms=["HS256"])
         return jwt.encode(header, claims, self.key, algorithms=[header["alg"]])
@@ -111,10 +111,10 @@ class Wrong:
 
 @contextmanager
 def wrong() -> Iterator[Wrong]:
-    """A provider in this process."""
+    """Yield a provider in this process."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # the name that http.server asks for
+        def do_GET(self) -> None:  # the name that http.server requires
             provider.asked.append(self.path)
             time.sleep(provider.seconds)
             body = json.dumps(provider.answer(self.path)).encode()
@@ -146,5 +146,5 @@ def wrong() -> Iterator[Wrong]:
 
 
 def hidden(text: str) -> str:
-    """What is signed or secret in a log."""
+    """Return the signed tokens in a log, as a text."""
     return str(re.findall(r"eyJ[A-Za-z0-9_-]{20,}", text))

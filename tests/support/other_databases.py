@@ -1,4 +1,4 @@
-"""Databases beside a test's own, of another encoding or with another ledger."""
+"""Databases of another encoding or with another ledger, beside a test's own database."""
 
 import uuid
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from sqlalchemy import Engine
 from core import database
 from core.testing import drop_database
 
-#: What CREATE DATABASE needs beside the encoding, since a locale has its own.
+#: The options of CREATE DATABASE for an encoding. The locale must fit the encoding.
 PLAIN = "LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
 
 
 @contextmanager
 def encoded(engine: Engine, encoding: str) -> Iterator[str]:
-    """The URL of an empty database of ``encoding``, dropped afterwards."""
+    """Yield the URL of an empty database with ``encoding``, and drop the database afterwards."""
     name = f"test_{uuid.uuid4().hex}"
     with database.autocommit(engine) as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name} ENCODING '{encoding}' {PLAIN}")

@@ -1,4 +1,6 @@
-"""Plain Dramatiq, for comparison: ``dramatiq tests.support.plain`` on a fleet's Redis, in a namespace of its own."""
+"""Plain Dramatiq, for comparison: ``dramatiq tests.support.plain`` uses the Redis of a fleet in a namespace of its
+own.
+"""
 
 import os
 
@@ -7,9 +9,9 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 
 NAMESPACE = "plain"
-#: Each start is pushed here.
+#: The list of starts.
 STARTED = "plain:started"
-#: What waits goes on once something lies here.
+#: A waiting actor goes on when this list has an entry.
 GO_ON = "plain:go-on"
 
 URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:1")
@@ -21,6 +23,6 @@ client = redis.Redis.from_url(URL, socket_timeout=None)
 
 @dramatiq.actor
 def wait(number: int) -> None:
-    """Tell the test, and wait until it says so."""
+    """Tell the test, and wait until the test says so."""
     client.rpush(STARTED, number)
     client.blpop([GO_ON], timeout=60)

@@ -1,4 +1,4 @@
-"""A TCP proxy before a server, whose connections a test can drop."""
+"""A TCP proxy in front of a server, whose connections a test can close."""
 
 import socket
 import threading
@@ -19,48 +19,48 @@ class Listening:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         return int(self.listener.getsockname()[1])
 
     def serve(self) -> None:
-        """Accept until closed."""
+        """Accept connections until the socket is closed."""
         with suppress(OSError):
             while True:
                 client, _ = self.listener.accept()
                 self.begin(client)
 
     def begin(self, client: socket.socket) -> None:
-        """Begin to carry a connection."""
+        """Begin to serve a connection."""
         raise NotImplementedError
 
 
 @dataclass
 class Proxy(Listening):
-    """Passes on what comes, until told to drop it."""
+    """Passes data on until it is told to close its connections."""
 
     sockets: list[socket.socket] = field(default_factory=list)
 
     def begin(self, client: socket.socket) -> None:
-        """Carry a connection with a thread for each direction."""
+        """Serve a connection with a thread for each direction."""
         server = socket.create_connection(self.target)
         self.sockets += [client, server]
         for source, sink in ((client, server), (server, client)):
             threading.Thread(target=self.pass_on, args=(source, sink), daemon=True).start()
 
     def pass_on(self, source: socket.socket, sink: socket.socket) -> None:
-        """From one to the other, until either is closed."""
+        """Pass data from one socket to the other, until either is closed."""
         with suppress(OSError):
             while data := source.recv(CHUNK):
                 sink.sendall(data)
         self.shut(source, sink)
 
     def drop(self) -> None:
-        """Close every connection, whatever is on its way."""
+        """Close every connection, and discard the data on its way."""
         dropped, self.sockets = self.sockets, []
         self.shut(*dropped)
 
     def shut(self, *sockets: socket.socket) -> None:
-        """Close both ways; a thread that reads from it wakes up."""
+        """Close a socket in both directions, which wakes a thread that reads from it."""
         for each in sockets:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -69,7 +69,7 @@ class Proxy(Listening):
 
 @contextmanager
 def proxy(url: str) -> Iterator[tuple[Proxy, str]]:
-    """A proxy before the server of ``url``, and the URL that goes through it."""
+    """Yield a proxy in front of the server of ``url``, and the URL that uses the proxy."""
     parts = urlsplit(url)
     user = f":{parts.password}@" if parts.password else ""
     made = Proxy((parts.hostname or "127.0.0.1", parts.port or 6379))

@@ -1,4 +1,4 @@
-"""Several threads that do the same thing at the same moment."""
+"""Runs functions at the same moment in several threads."""
 
 import threading
 from collections.abc import Callable
@@ -6,14 +6,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: No race takes longer, unless something hangs.
+#: A race that takes longer than this hangs.
 LONGEST_SECONDS = 30
 
 
 def race(*actions: Callable[[], T]) -> list[T]:
-    """Call every action in a thread of its own, all at once; return what they returned, in order.
-
-    What an action raises is raised here.
+    """Call each action in a thread of its own, all at the same moment. Return their results, in order. Raises the error
+    of an action.
     """
     barrier = threading.Barrier(len(actions))
     results: dict[int, T] = {}

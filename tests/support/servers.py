@@ -1,4 +1,6 @@
-"""Servers that do not come from Python packages: those of Debian's packages, and those that the environment names."""
+"""Servers that do not come from Python packages: servers of Debian's packages, and servers that environment variables
+name.
+"""
 
 import os
 from collections.abc import Iterator
@@ -16,13 +18,13 @@ URLS = ("DATABASE_URL", "REDIS_URL")
 
 
 def postgres_binaries() -> list[Path]:
-    """PostgreSQL of each installed version, the newest last."""
+    """Return the folders of all installed versions of PostgreSQL, the newest version last."""
     found = Path("/usr/lib/postgresql").glob("*/bin/postgres")
     return sorted(found, key=lambda path: int(path.parts[4]))
 
 
 def missing(servers: str) -> str:
-    """What to do before the tests can run with ``servers``; nothing if all is there."""
+    """Return what must be done before the tests can run with ``servers``, or an empty text."""
     is_there = {"pgbouncer": PGBOUNCER.exists(), "dovecot-imapd": DOVECOT.exists(), "nginx-light": NGINX.exists()}
     if servers == "debian":
         is_there |= {"postgresql": bool(postgres_binaries()), "redis-server": REDIS.exists()}
@@ -33,14 +35,14 @@ def missing(servers: str) -> str:
 
 
 class DebianPostgres(EmbeddedPostgres):
-    """PostgreSQL of the package `postgresql`, with a cluster of its own."""
+    """PostgreSQL of Debian's package `postgresql`, with a cluster of its own."""
 
     def _find_binary(self) -> Path:
         return postgres_binaries()[-1]
 
 
 class DebianRedis(EmbeddedRedis):
-    """Redis of the package `redis-server`, without Debian's service and its configuration."""
+    """Redis of Debian's package `redis-server`, without Debian's service and configuration."""
 
     def _find_binary(self) -> Path:
         return REDIS
@@ -48,14 +50,16 @@ class DebianRedis(EmbeddedRedis):
 
 @dataclass(frozen=True)
 class Given:
-    """A server that somebody else runs; what the tests make in it, they remove."""
+    """A server that was not started by the tests. The tests remove what they create in it."""
 
     url: str
 
 
 @contextmanager
 def running(servers: str, folder: Path) -> Iterator[tuple[EmbeddedServer | Given, EmbeddedServer | Given]]:
-    """PostgreSQL and Redis, ready to be used. Raises RuntimeError, with what to install, if something is missing."""
+    """Yield PostgreSQL and Redis when they can be used. Raises RuntimeError, with what to install, if something is
+    missing.
+    """
     if advice := missing(servers):
         raise RuntimeError(f"--servers={servers}: {advice}")
     if servers == "given":

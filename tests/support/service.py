@@ -1,4 +1,4 @@
-"""A fleet whose commands are those of a virtual environment, in which plugins come and go by pip."""
+"""A fleet in a virtual environment, in which pip installs and uninstalls plugins."""
 
 import json
 import socket
@@ -21,12 +21,12 @@ from tests.support.supervised import supervised
 from tests.support.wheels import Environment
 
 ENVIRON = {"ROTA_ORPHAN_SECONDS": "2"}
-#: The paths on which runs come to threads straight from the ledger, by what ``SCHEDULER_MODE`` says.
+#: The two settings with which threads take runs directly from the ledger, by name.
 WITHOUT_REDIS = {
-    "local": {"SCHEDULER_MODE": "local", "REDIS_URL": ""},  # an empty variable is one that is not set
+    "local": {"SCHEDULER_MODE": "local", "REDIS_URL": ""},  # an empty variable counts as not set
     "auto": {"SCHEDULER_MODE": "auto"},
 }
-#: Jobs, each with a queue.
+#: Names of jobs, each with its queue.
 Wanted = Collection[tuple[str, str]]
 LONGEST = 60
 ACTORS = """
@@ -41,7 +41,7 @@ from core.worker.process import gather
 
 print(*local.build(gather()).actors)
 """
-#: Runs that are due, or soon will be, in every way there is: requested, sent and lost, delayed, to be tried again.
+#: Runs of every kind that is due now or soon: requested, sent and lost, delayed, and waiting for a retry.
 DUE = text("""
     INSERT INTO rota_runs (job, queue, exclusive, state, reason, attempt, due_at, sent_at)
     SELECT job, queue, false, state, reason, attempt, due_at, sent_at
@@ -66,7 +66,7 @@ with database.autocommit(process.engine) as connection:
 
 @dataclass
 class Service:
-    """Workers and schedulers of an environment, what they say of themselves, and the command line beside them."""
+    """The workers and schedulers of an environment, and its command line."""
 
     fleet: Fleet
     environment: Environment
@@ -82,23 +82,23 @@ class Service:
 
     @contextmanager
     def without_redis(self, path: str, redis: EmbeddedRedis) -> Iterator[None]:
-        """Run a worker to which runs come by one of ``WITHOUT_REDIS``; in ``auto`` it has lost ``redis``."""
+        """Run a worker that takes runs directly from the ledger. For the path ``auto``, first kill ``redis``."""
         with supervised(self.fleet, processes=1, **self.environ, **WITHOUT_REDIS[path]):
             if path == "auto":
                 self.lose(redis)
             yield
 
     def lose(self, redis: EmbeddedRedis) -> None:
-        """Kill Redis, and wait until the worker goes round it."""
+        """Kill Redis, and wait until the worker takes runs from the ledger."""
         redis.kill()
         eventually(lambda: "redis.away" in self.fleet.logs(), within=LONGEST)
 
     def remember(self) -> None:
-        """Have the ledger know the jobs that are installed, as if a process had had them."""
+        """Record the installed jobs in the ledger, as if a process with them had run."""
         self.python(REMEMBER)
 
     def make_due(self, wanted: Wanted) -> list[Any]:
-        """Request runs of every kind in one moment; return their rows, in the order of their ids."""
+        """Request runs of every kind in one transaction. Return their rows, in the order of their ids."""
         jobs, queues = zip(*wanted, strict=True)
         with self.fleet.engine.begin() as connection:
             rows = connection.execute(DUE, {"jobs": list(jobs), "queues": list(queues)}).all()
@@ -106,8 +106,8 @@ class Service:
         return sorted(rows, key=lambda row: row.id)
 
     def assert_passed_over(self, gone: Wanted, *, beside: Wanted) -> list[Any]:
-        """Have runs of all these jobs be due in one moment: those of jobs that are gone end as orphans, and no thread
-        ever has them, while those ``beside`` them succeed; return the rows of the orphans.
+        """Request runs of all these jobs in one transaction. Check that the runs of the jobs in ``gone`` are orphaned
+        without an attempt, while the runs of the jobs in ``beside`` succeed. Return the rows of the orphans.
         """
         rows = self.make_due([*gone, *beside])
         present = [row for row in rows if (row.job, row.queue) in beside]
@@ -123,7 +123,7 @@ class Service:
         return ended
 
     def stop(self) -> None:
-        """Stop everything, and wait for it."""
+        """Stop all processes, and wait for their end."""
         running = [process for process in self.fleet.processes if process.poll() is None]
         for process in running:
             process.terminate()
@@ -135,31 +135,31 @@ class Service:
         return self.environment.run("rota", *words, **{**self.fleet.environment(), **self.environ, **environ})
 
     def json(self, *words: str) -> Any:
-        """What a command of ``rota`` tells as JSON."""
+        """Return the JSON that a command of ``rota`` prints."""
         return json.loads(self.rota(*words, "--json").stdout)
 
     def python(self, program: str, **environ: str) -> str:
-        """What a program prints in a process of this service."""
+        """Return the output of a Python program in this environment."""
         environ = {**self.fleet.environment(), **self.environ, **environ}
         done = self.environment.run("python", "-c", program, **environ)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def actors(self) -> set[str]:
-        """The actors of a worker or scheduler."""
+        """Return the actors of a worker or a scheduler."""
         return self.actors_and_periodic()[0]
 
     def actors_and_periodic(self) -> tuple[set[str], set[str]]:
-        """The same, and those of them for which periodiq has a schedule."""
+        """Return the actors of a worker or a scheduler, and the actors for which periodiq has a schedule."""
         actors, periodic = self.python(ACTORS).splitlines()
         return set(actors.split()), set(periodic.split())
 
     def local_actors(self) -> set[str]:
-        """The actors of the one process of local mode."""
+        """Return the actors of the process of local mode."""
         return set(self.python(LOCAL_ACTORS, **WITHOUT_REDIS["local"]).split())
 
     def jobs(self) -> set[str]:
-        """The jobs that the command line lists."""
+        """Return the jobs that the command line lists."""
         return {job["name"] for job in self.json("jobs")}
 
     def send(self, actor: str, queue: str, **options: int) -> None:
@@ -169,15 +169,15 @@ class Service:
         broker.close()
 
     def now(self, rows: Iterable[Any]) -> list[Any]:
-        """These runs as they are now, in the order of their ids."""
+        """Return the present rows of runs, in the order of their ids."""
         return self.fleet.rows("SELECT * FROM rota_runs WHERE id = ANY(:ids) ORDER BY id", ids=[row.id for row in rows])
 
     def states(self, rows: Iterable[Any]) -> list[str]:
-        """The states of these runs."""
+        """Return the present states of runs."""
         return [row.state for row in self.now(rows)]
 
     def known(self) -> set[str]:
-        """The jobs that live processes say they have, by their kinds."""
+        """Return the jobs of live processes."""
         statement = """
             SELECT DISTINCT jsonb_object_keys(jobs) AS job FROM rota_releases
             WHERE fingerprint IN (SELECT release FROM rota_processes WHERE expires_at > clock_timestamp())
@@ -185,18 +185,18 @@ class Service:
         return {row.job for row in self.fleet.rows(statement)}
 
     def dead_letters(self, queue: str) -> int:
-        """How many messages were set aside of a queue."""
+        """Return the number of dead letters of a queue."""
         return int(self.fleet.redis.hlen(f"dramatiq:{queue}.XQ.msgs"))
 
     def metrics(self) -> str:
-        """What the worker tells Prometheus."""
+        """Return the metrics of the worker as text."""
         port = self.fleet.environ["ROTA_METRICS_PORT"]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             return str(answer.read().decode())
 
 
 def free_port() -> str:
-    """A port on which nobody listens."""
+    """Return a port on which no server listens."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return str(listening.getsockname()[1])

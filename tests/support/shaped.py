@@ -1,4 +1,4 @@
-"""A plugin whose jobs are declared differently from release to release; each effect keeps what the job was given."""
+"""A plugin whose jobs have other declarations in each release. Each effect records the arguments that the job got."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def {function}(run: Run, {parameters}) -> None:
 
 
 def declared(name: str, parameters: str, *, ledger: bool = True) -> tuple[str, str]:
-    """The source of a job with these parameters, and the name of its function."""
+    """Return the source of a job with these parameters, and the name of its function."""
     function = name.replace("-", "_")
     names = [each.partition(":")[0].strip() for each in parameters.split(",")]
     passed = ", ".join(f"{each}={each}" for each in names)

@@ -1,4 +1,4 @@
-"""A streaming standby of an embedded PostgreSQL, which a test may promote when the primary is dead."""
+"""A streaming standby of an embedded PostgreSQL, which a test can promote when the primary is dead."""
 
 from pathlib import Path
 
@@ -10,26 +10,26 @@ from core.embedded.postgres import POSTGRES_PORT, SUPERUSER
 from core.embedded.server import end_of
 from tests.support.eventually import eventually
 
-#: Every commit waits for the standby, unless it says by itself that it does not.
+#: Every commit waits for the standby, unless its transaction has set otherwise.
 SYNCHRONOUS = "ALTER SYSTEM SET synchronous_standby_names = '*'"
 IS_SYNCHRONOUS = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"
 
 
 class Standby(EmbeddedPostgres):
-    """A copy of ``primary``, which runs; all that is committed there from now on is here before it is said to be."""
+    """A standby of ``primary``. Each later commit of the primary returns only after the standby has its data."""
 
     def __init__(self, folder: Path, primary: EmbeddedPostgres) -> None:
         super().__init__(folder)
         self._primary = primary
 
     def start(self) -> None:
-        """Copy, start, and wait until the primary's commits wait for this server."""
+        """Copy the primary, start, and wait until the primary's commits wait for this server."""
         super().start()
         statements(self._primary, SYNCHRONOUS, "SELECT pg_reload_conf()")
         eventually(lambda: statements(self._primary, IS_SYNCHRONOUS) == 1, within=20)
 
     def promote(self) -> None:
-        """Become a primary, and return when it takes writes."""
+        """Become a primary, and return when it accepts writes."""
         assert statements(self, "SELECT pg_promote()") is True
 
     def _make_cluster(self, initdb: Path) -> None:
@@ -40,13 +40,15 @@ class Standby(EmbeddedPostgres):
 
 
 def either(*servers: EmbeddedPostgres) -> str:
-    """The URL of whichever of them takes writes: https://www.postgresql.org/docs/16/libpq-connect.html#LIBPQ-MULTIPLE-HOSTS."""
+    """Return a URL that leads to the server that accepts writes:
+    https://www.postgresql.org/docs/16/libpq-connect.html#LIBPQ-MULTIPLE-HOSTS.
+    """
     hosts = "&".join(f"host={server.socket_folder}:{POSTGRES_PORT}" for server in servers)
     return f"postgresql://{SUPERUSER}@/rota?{hosts}&target_session_attrs=read-write"
 
 
 def statements(server: EmbeddedPostgres, *texts: str) -> object:
-    """Execute as superuser, each by itself; return the first value of the last."""
+    """Execute statements as superuser, each in its own transaction. Return the first value of the last statement."""
     engine = create_engine(normalise_url(server.url), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         results = [connection.exec_driver_sql(each) for each in texts]

@@ -1,4 +1,4 @@
-"""Real ``rota worker`` processes: the supervisor, its workers, and all that they have started."""
+"""Real ``rota worker`` processes: the supervisor, its workers, and all processes that these have started."""
 
 import subprocess
 from collections.abc import Iterator
@@ -20,28 +20,28 @@ class Supervised:
         self._seen: set[psutil.Process] = set()
 
     def processes(self) -> list[psutil.Process]:
-        """All live processes of it, with the supervisor; every process that was ever seen is remembered."""
+        """Return all its live processes, with the supervisor. It remembers every process that it has ever seen."""
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.process.pid)
             self._seen |= {root, *root.children(recursive=True)}
         return [process for process in self._seen if is_alive(process)]
 
     def workers(self) -> list[Any]:
-        """Its worker processes as the ledger has them, the oldest first."""
+        """Return its worker processes from the ledger, the oldest first."""
         pids = {process.pid for process in self.processes()}
         return sorted((row for row in self.fleet.registered("worker") if pid_of(row) in pids), key=lambda row: row.id)
 
     def pids(self) -> list[int]:
-        """Their numbers."""
+        """Return the pids of its worker processes."""
         return [pid_of(row) for row in self.workers()]
 
     def wait_for(self, count: int) -> "Supervised":
-        """Until so many workers are registered."""
+        """Wait until ``count`` workers are registered."""
         eventually(lambda: len(self.workers()) == count, within=BOOT_SECONDS)
         return self
 
     def terminate(self, *, within: float = 40) -> int:
-        """Stop it gracefully, and return its exit status once nothing of it is left."""
+        """Stop it gracefully. Return its exit status when none of its processes is left."""
         self.processes()
         self.process.terminate()
         status = self.process.wait(within)
@@ -49,7 +49,7 @@ class Supervised:
         return status
 
     def end(self) -> None:
-        """Leave nothing of it."""
+        """Kill all its processes."""
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -57,7 +57,7 @@ class Supervised:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Zombies whose parent never asks for them are no longer processes."""
+    """Return whether a process is alive. A zombie whose parent never waits for it counts as dead."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
@@ -67,7 +67,7 @@ def is_alive(process: psutil.Process) -> bool:
 def supervised(
     fleet: Fleet, *options: str, processes: int | None = None, threads: int = 8, **environ: str
 ) -> Iterator[Supervised]:
-    """A ``rota worker``, all of whose processes are at work; gone afterwards."""
+    """Yield a ``rota worker`` whose processes are all registered. End it afterwards."""
     size = [*([] if processes is None else ["--processes", str(processes)]), "--threads", str(threads)]
     started = Supervised(fleet, fleet.start("rota", "worker", *size, *options, **environ))
     try:

@@ -1,7 +1,7 @@
-"""The sweeps of expiry and maintenance as crash tests see them: work for several batches, and what is to become of it.
+"""The sweeps of expiry and maintenance for crash tests: work for several batches, and how to check the outcome.
 
-Whatever a sweep is to deal with is called ``due``, and whatever it is to leave alone ``kept``: rows, files, and keys in
-Redis. So how much is left is how much is called ``due``, and nothing called ``kept`` may have changed.
+Rows, files and keys that a sweep must process have names with ``due``. Rows, files and keys that it must not touch have
+names with ``kept``. So the number of names with ``due`` shows how much is left.
 """
 
 import json
@@ -27,10 +27,10 @@ from tests.support.fleet import Fleet
 
 WORKERS = 4
 TABLES = ", ".join([*ExpiryBase.metadata.tables, *MaintenanceBase.metadata.tables])
-#: Temporary images that one run deletes.
+#: The number of temporary images that one run deletes.
 IMAGES_PER_RUN = 50
 
-#: Where a worker is held unless its sweep says otherwise: in its second batch, which is done and not committed.
+#: The place where a worker waits by default: in its second batch, which is done but not committed.
 AT_SECOND_CHECKPOINT = "BEFORE UPDATE OF progress ON rota_runs FOR EACH ROW WHEN (OLD.progress IS NOT NULL)"
 #: The key of the advisory lock for which each transaction waits at the gate.
 GATE = 14
@@ -53,14 +53,14 @@ NOTHING = "SELECT WHERE false"
 
 
 def is_upload(path: str, name: str) -> bool:
-    """Whether ``path`` is a file of the application's whose name begins so."""
+    """Return whether ``path`` is an upload whose name begins with ``name``."""
     base = os.path.basename(path)
     return base.startswith(name) and base != ".rota-upload-root"
 
 
 @dataclass
 class Scene:
-    """Four workers, and the places where their work is."""
+    """Four workers, and the database, the folder and the Redis with their work."""
 
     fleet: Fleet
     root: Path
@@ -70,26 +70,26 @@ class Scene:
         self.world = World(Session(self.fleet.engine), self.root)
 
     def empty(self) -> None:
-        """Leave no row and no file of an earlier sweep."""
+        """Delete all rows and files of earlier sweeps."""
         self.do(f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE")
         shutil.rmtree(self.root)
         self.root.mkdir()
 
     def staff(self) -> None:
-        """Start the four workers, each a process with one thread, unless they are there."""
+        """Start the four workers, each a process with one thread, unless they are running."""
         if self.workers is None:
             queues = ["--queues", "expiry", "maintenance"]
             self.workers = self.fleet.worker(*queues, processes=WORKERS, threads=1)
 
     def kill(self) -> None:
-        """Kill all workers with -9."""
+        """Kill all workers with SIGKILL."""
         assert self.workers is not None
         self.fleet.kill(self.workers)
         self.workers = None
 
     @contextmanager
     def gate(self, place: str) -> Iterator[None]:
-        """Hold each transaction that comes to ``place``, the event of a trigger, in its middle."""
+        """Hold each transaction that fires a trigger at ``place``, until the block ends."""
         self.do(MAKE_GATE % place)
         try:
             with self.fleet.engine.begin() as connection:
@@ -99,75 +99,78 @@ class Scene:
             self.do("DROP FUNCTION wait_at_gate CASCADE")
 
     def wait_until_held(self, workers: int) -> None:
-        """Wait until so many processes stand at the gate."""
+        """Wait until this many processes wait at the gate."""
         eventually(lambda: len(self.fleet.rows(WAITING)) == workers, within=30)
 
     def wait_until_disconnected(self) -> None:
-        """Wait until PostgreSQL has noticed that all workers are gone, and rolled back what they had begun."""
+        """Wait until PostgreSQL has closed the connections of the killed workers, and rolled back their
+        transactions.
+        """
         eventually(lambda: not self.fleet.rows(CONNECTED), within=10)
 
     def do(self, *statements: str) -> None:
-        """Execute these, and commit."""
+        """Execute statements, and commit."""
         with self.fleet.engine.begin() as connection:
             for statement in statements:
                 connection.exec_driver_sql(statement.replace("%", "%%"))
 
     def write(self, query: str) -> None:
-        """Write the files that rows speak of."""
+        """Write the files whose paths a query returns."""
         for row in self.fleet.rows(query):
             self.world.write(row.path)
 
     def files(self, name: str = "") -> set[str]:
-        """The files whose names begin so, but for the mark of the root."""
+        """Return the uploads whose names begin with ``name``."""
         found = {os.path.join(folder, file) for folder, _, files in os.walk(self.root) for file in files}
         return {os.path.relpath(path, self.root) for path in found if is_upload(path, name)}
 
     def keys(self, name: str) -> dict[str, str | None]:
-        """The strings in Redis with such a name, and what they are."""
+        """Return the strings in Redis with such a name, and their values."""
         names = sorted(self.fleet.redis.scan_iter(f"*:{name}*", count=1000))
         return dict(zip(names, self.fleet.redis.mget(names) if names else [], strict=True))
 
     def members(self, name: str) -> set[tuple[str, str]]:
-        """The members of users' sets of sessions with such a name."""
+        """Return the members with such a name in the users' sets of sessions."""
         sets = self.fleet.redis.scan_iter("user_sessions:*", count=1000)
         found = {(user, member) for user in sets for member in self.fleet.redis.smembers(user)}
         return {(user, member) for user, member in found if member.startswith(name)}
 
 
 def nothing(_scene: Scene) -> Sequence[Any]:
-    """What is wrong where nothing can be."""
+    """Return nothing, for a sweep that has nothing to check."""
     return []
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A job, work for it, and how to see what became of that."""
+    """A job's work, and how to check its outcome."""
 
     fill: Callable[[Scene], None]
-    #: The rows that are left to be dealt with.
+    #: A query for the rows that are left to process.
     due: str = NOTHING
-    #: The rows that must stay as they are.
+    #: A query for the rows that must not change.
     kept: str = NOTHING
-    #: The rows that the sweep has left otherwise than its rule says.
+    #: A query for the rows that the sweep has processed wrongly.
     wrong: str = NOTHING
-    #: What is as it may not be between any two transactions.
+    #: Returns what must not be visible between two transactions.
     torn: Callable[[Scene], Sequence[Any]] = nothing
     gate: str = AT_SECOND_CHECKPOINT
-    #: What of a run's result counts the rows, files and keys that it dealt with; none: it may deal with one again.
+    #: The counts in a run's result that together equal the processed rows, files and keys; empty if a run may process
+    #: one twice.
     counts: tuple[str, ...] = ()
 
     def left(self, scene: Scene) -> int:
-        """How much is left to be dealt with."""
+        """Return how much is left to process."""
         (rows,) = scene.fleet.rows(f"SELECT count(*) AS due FROM ({self.due}) AS due")
         return rows.due + len(scene.files("due")) + len(scene.keys("due")) + len(scene.members("due"))
 
     def untouched(self, scene: Scene) -> tuple[Any, ...]:
-        """All that must stay as it is."""
+        """Return all that must not change."""
         return scene.fleet.rows(self.kept), scene.files("kept"), scene.keys("kept"), scene.members("kept")
 
 
 def rows(*statements: str) -> Callable[[Scene], None]:
-    """Fill the database."""
+    """Return a function that fills the database."""
     return lambda scene: scene.do(*statements)
 
 
@@ -192,7 +195,7 @@ TASKS = Sweep(
 
 
 def codes(table: str) -> Sweep:
-    """The sweep of coupons or of invitation codes."""
+    """Return the sweep of coupons or of invitation codes."""
     return Sweep(
         fill=rows(f"""
             INSERT INTO {table} (code, user_id, state, ends_at, used_at)
@@ -211,14 +214,14 @@ def codes(table: str) -> Sweep:
 
 
 def grant_points(scene: Scene) -> None:
-    """Nine of ten lots are due; who has them has others as well."""
+    """Insert lots of points, of which nine of ten are due. Each user has due lots and other lots."""
     with scene.fleet.engine.begin() as connection:
         grant_in_bulk(connection, lots=8000, users=160)
     scene.do("UPDATE expiry_point_lots SET expires_at = now() + interval '1 day' WHERE mod(id, 10) = 0")
 
 
 def wrong_sums(scene: Scene) -> Sequence[Any]:
-    """Users and lots whose sums do not agree."""
+    """Return the users and lots whose sums do not agree."""
     with scene.fleet.engine.connect() as connection:
         return check_points(connection)
 
@@ -241,7 +244,9 @@ SESSIONS = ("session:", "service_session:shop:", "admin_session:root:")
 
 
 def store_sessions(scene: Scene) -> None:
-    """Sessions of all three kinds, and users' sets with members that have a session, an inactive one and none."""
+    """Store sessions of all three kinds, and users' sets whose members have an active session, an inactive session or
+    none.
+    """
     with scene.fleet.redis.pipeline(transaction=False) as redis:
         for number in range(3000):
             kind, user = SESSIONS[number % 3], f"user_sessions:user-{number % 300}"
@@ -252,7 +257,9 @@ def store_sessions(scene: Scene) -> None:
 
 
 def store_cache(scene: Scene) -> None:
-    """Entries unused for eight days, others still used, and others that have a TTL or no time."""
+    """Store entries that were not used for eight days, entries that were used since, and entries with a TTL or without
+    a time.
+    """
     now = scene.fleet.now()
     used, unused = (json.dumps({"last_used_at": (now - timedelta(days=days)).isoformat()}) for days in (6, 8))
     with scene.fleet.redis.pipeline(transaction=False) as redis:
@@ -264,7 +271,7 @@ def store_cache(scene: Scene) -> None:
         redis.execute()
 
 
-#: The files that rows speak of, and whether these say that nothing has been deleted.
+#: Queries for the files that rows name, and whether the deletion of these files has not begun.
 FILES_OF_TASKS = """
     SELECT convert_from(file.path, 'UTF8') AS path, task.files_deletion_began_at IS NULL AS is_whole
     FROM maintenance_task_files AS file JOIN maintenance_tasks AS task ON task.id = file.task_id
@@ -276,14 +283,16 @@ IMAGES_OF_ITEMS = """
 
 
 def torn_files(scene: Scene, query: str) -> Sequence[str]:
-    """Files that are missing though no deletion was announced, and those that nothing speaks of any more."""
+    """Return files that are missing although their deletion has not begun, and files that no row names any more."""
     found, spoken_of = scene.files(), {row.path: row.is_whole for row in scene.fleet.rows(query)}
     missing = {path for path, is_whole in spoken_of.items() if is_whole} - found
     return sorted(missing | (found - set(spoken_of)))
 
 
 def task_files(tasks: str) -> Sweep:
-    """A sweep of files of tasks, which are due by what ``tasks`` selects as their poster's name."""
+    """Return a sweep of the files of tasks. ``tasks`` inserts the tasks; the name of the poster says whether they are
+    due.
+    """
     fill = f"""
         INSERT INTO maintenance_tasks (poster_id, state, completed_at, cancelled_at, deadline_at) {tasks};
         INSERT INTO maintenance_task_files
@@ -329,7 +338,7 @@ EXPIRED_TASKS = task_files("""
 
 
 def offer_items(scene: Scene) -> None:
-    """Items that were not refreshed for eleven days, and others for nine; each with an image."""
+    """Insert items that were not refreshed for eleven days, and items that were not for nine. Each has an image."""
     scene.do("""
         INSERT INTO maintenance_flea_market_items (seller_id, refreshed_at)
         SELECT 'due', now() - interval '11 days' FROM generate_series(1, 700)
@@ -356,7 +365,9 @@ ITEMS = Sweep(
 
 
 def upload_images(scene: Scene) -> None:
-    """Old images in temporary folders; beside them others that are young, no images, or in another folder."""
+    """Write old images in temporary folders, and beside them young images, another file, and an image in another
+    folder.
+    """
     old, young = (scene.fleet.now() - timedelta(hours=hours) for hours in (25, 23))
     write = scene.world.write
     for number in range((WORKERS + 2) * IMAGES_PER_RUN):

@@ -1,4 +1,4 @@
-"""A machine that has no threads to give."""
+"""Simulates a machine that allows no more threads."""
 
 import threading
 from collections.abc import Iterator
@@ -9,11 +9,12 @@ from unittest import mock
 
 @contextmanager
 def no_threads_to_give() -> Iterator[None]:
-    """Within it, no thread of this process can be started.
+    """In the block, no thread of this process can be started. A function in C that starts threads raises the error that
+    it raises when the kernel refuses a thread.
 
-    What starts threads in C raises what it raises if the kernel refuses one. That the kernel really refuses is tried in
-    processes of their own: CPython 3.11 keeps the state of a thread that was not started, under its starter's id, and
-    no exception raised from outside reaches the starter from then on (PyThreadState_SetAsyncExc).
+    Tests of a real refusal run in processes of their own: CPython 3.11 keeps the state of a thread that was not started
+    under the id of its starter, and then no exception raised from outside reaches the starter
+    (PyThreadState_SetAsyncExc).
     """
 
     def refuse(*_: Any) -> None:

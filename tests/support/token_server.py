@@ -1,4 +1,4 @@
-"""A token server of OAuth2 on a real socket, which answers as it is told."""
+"""An OAuth2 token server on a real socket, which answers as a test tells it."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 
 class TokenServer(ThreadingHTTPServer):
-    """Answers requests for tokens, and keeps them."""
+    """Answers requests for tokens, and records them."""
 
     daemon_threads = True
 
@@ -18,7 +18,7 @@ class TokenServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answering)
         self.asked: list[dict[str, str]] = []
         self.answer: tuple[int, Any] = (200, {"access_token": "access-1", "expires_in": 3600})
-        #: What happens before an answer is sent, and afterwards.
+        #: Functions that are called before each answer, and after each answer.
         self.looks: Callable[[], None] = lambda: None
         self.has_answered: Callable[[], None] = lambda: None
 
@@ -28,7 +28,7 @@ class TokenServer(ThreadingHTTPServer):
 
 
 class Answering(BaseHTTPRequestHandler):
-    """One request."""
+    """The handler of one request."""
 
     server: TokenServer
 
@@ -45,12 +45,12 @@ class Answering(BaseHTTPRequestHandler):
         self.server.has_answered()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def granting() -> Iterator[TokenServer]:
-    """A server that runs in a thread."""
+    """Yield a server that runs in a thread."""
     with TokenServer() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()

@@ -1,7 +1,8 @@
-"""Processes of the release before beside those of this one, on one database and one Redis.
+"""Processes of the previous release and of this release, on one database and one Redis.
 
-The release before is an archive in ``tests/releases``. Both have the same plugin, whose jobs each release declares with
-the options that it knows. The module is copied to where the processes find it, so it also runs with the release before.
+The previous release is an archive in ``tests/releases``. Both releases load the same plugin, whose jobs each release
+declares with the options that it knows. This module is copied to where the processes find it, so it also runs with the
+previous release.
 """
 
 import importlib.metadata
@@ -22,9 +23,9 @@ from core import Run, every, hookimpl, job
 FORMER = "0218274"
 RELEASES = Path(__file__).parents[1] / "releases"
 HAS_FLOW_CONTROL = "expires" in inspect.signature(job).parameters
-#: Starts of the fast lane are pushed here.
+#: The list of starts on the fast lane.
 FAST = "two-releases:fast"
-#: The other plugins of this repository need this release.
+#: Plugins of this repository that need this release.
 OTHERS = "customer_service,expiry,mail,maintenance"
 
 EFFECTS = """
@@ -37,47 +38,47 @@ SECOND = timedelta(seconds=1)
 
 
 def only_now(**options: Any) -> dict[str, Any]:
-    """Options that the release before does not know."""
+    """Return the options if this release runs. The previous release does not know them."""
     return options if HAS_FLOW_CONTROL else {}
 
 
 def limits() -> dict[str, Any]:
-    """A limit of three runs at work."""
+    """Return a limit of three runs at work."""
     from core import Limit
 
     return {"limits": [Limit("mixed", at_once=3)]}
 
 
 def keyed() -> dict[str, Any]:
-    """Schedules of keys, of a second and more."""
+    """Return the option for schedules of keys, of a second or more."""
     from core import Keyed
 
     return {"keyed": Keyed(least=SECOND)}
 
 
 def effect(run: Run) -> None:
-    """Leave a trace in this run's transaction."""
+    """Write an effect in this run's transaction."""
     values = {"job": run.job, "run": run.id, "slot": run.slot, "attempt": run.attempt, "pid": os.getpid()}
     run.session.execute(INSERT, values)
 
 
 @job("invoice", queue="mixed", **only_now(overlap="wait"))
 def invoice(run: Run) -> None:
-    """Leave an effect, for one customer after another."""
+    """Write an effect. Runs of one customer do not overlap."""
     effect(run)
     run.session.execute(text("SELECT pg_sleep(0.02)"))
 
 
 @job("nap", queue="mixed", overlap="allow")
 def nap(run: Run) -> None:
-    """Leave an effect, and take a little while over it."""
+    """Write an effect, which takes a short time."""
     effect(run)
     run.session.execute(text("SELECT pg_sleep(0.02)"))
 
 
 @job("nothing", queue="mixed", overlap="allow")
 def nothing(run: Run) -> None:
-    """Leave nothing, so that runs are claimed and recorded together."""
+    """Write nothing, so that runs are claimed and recorded together."""
 
 
 @job("flaky", queue="mixed", overlap="allow", max_retries=5, retry_delay=SECOND)
@@ -90,7 +91,7 @@ def flaky(run: Run) -> None:
 
 @job("postponed", queue="mixed", overlap="allow", max_retries=0)
 def postponed(run: Run) -> None:
-    """Be postponed once by this release; the release before does the work at once."""
+    """Postpone the run once in this release. In the previous release, do the work at once."""
     effect(run)
     if HAS_FLOW_CONTROL and run.attempt == 1:
         from core import Later
@@ -100,20 +101,20 @@ def postponed(run: Run) -> None:
 
 @job("tick", queue="mixed", schedule=every(seconds=1), overlap="allow", misfire="all", retry_delay=SECOND)
 def tick(run: Run) -> None:
-    """Once a second."""
+    """Have a slot every second."""
     effect(run)
 
 
 @job("sweep", queue="mixed", schedule=every(seconds=1), retry_delay=SECOND)
 def sweep(run: Run) -> None:
-    """Take longer than a slot."""
+    """Work for longer than the time between two slots."""
     effect(run)
     run.session.execute(text("SELECT pg_sleep(1.2)"))
 
 
 @job("hold", queue="mixed", overlap="allow", max_retries=0)
 def hold(run: Run) -> None:
-    """Leave an effect, and be busy for twenty seconds, in Python."""
+    """Write an effect, and be busy in Python code for twenty seconds."""
     effect(run)
     for _ in range(2_000):
         time.sleep(0.01)
@@ -121,14 +122,14 @@ def hold(run: Run) -> None:
 
 @job("limited", queue="mixed", overlap="allow", **(limits() if HAS_FLOW_CONTROL else {}))
 def limited(run: Run) -> None:
-    """Leave an effect; three such runs may be at work."""
+    """Write an effect. Three such runs may be at work."""
     effect(run)
     run.session.execute(text("SELECT pg_sleep(0.1)"))
 
 
 @job("polled", queue="mixed", **(keyed() if HAS_FLOW_CONTROL else {}))
 def polled(run: Run) -> None:
-    """Leave an effect, at the slots of its key."""
+    """Write an effect at the slots of a key."""
     effect(run)
 
 
@@ -161,10 +162,10 @@ def install(folder: Path) -> None:
 
 
 def unpack(folder: Path) -> Path:
-    """Unpack the release before into ``folder``; return the folder that has its ``core``."""
+    """Unpack the previous release into ``folder``. Return the folder that contains its ``core``."""
     with tarfile.open(RELEASES / f"{FORMER}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
-    info = folder / "rota.egg-info"  # both releases are called by the same name and version
+    info = folder / "rota.egg-info"  # both releases have the same name and version
     info.mkdir()
     (info / "PKG-INFO").write_text(importlib.metadata.distribution("rota").read_text("METADATA") or "")
     return folder

@@ -1,4 +1,4 @@
-"""Jobs that leave something behind in their process, as a plugin beside the chaos jobs; ``forks.py`` installs it."""
+"""Jobs that change the state of their process, as a plugin beside the chaos jobs; ``forks.py`` installs it."""
 
 import contextlib
 import decimal
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-import chaos_jobs as chaos  # beside which this is installed
+import chaos_jobs as chaos  # the chaos plugin is installed in the same folder
 import structlog
 
 from core import Run, hookimpl, job
@@ -33,13 +33,13 @@ def bind() -> None:
 
 
 def silence() -> None:
-    """Have nothing logged any more."""
+    """Turn off all logging."""
     logging.config.dictConfig({"version": 1, "root": {"level": "CRITICAL", "handlers": []}})
     logging.disable(logging.CRITICAL)
 
 
 def start_thread() -> None:
-    """Leave a thread at work."""
+    """Leave a thread running."""
     threading.Thread(target=threading.Event().wait, name=f"left-alive-{time.time_ns()}", daemon=True).start()
 
 
@@ -61,14 +61,14 @@ CHANGES: dict[str, Callable[[], object]] = {
 
 
 def umask() -> int:
-    """The umask of this process."""
+    """Return the umask of this process."""
     now = os.umask(0o022)
     os.umask(now)
     return now
 
 
 def logs_to() -> list[Any]:
-    """Where the log goes."""
+    """Return the configuration of the log."""
     root = logging.getLogger()
     silent = [root.manager.disable, logging.getLogger("rota.run").disabled]
     return [root.level, [type(handler).__name__ for handler in root.handlers], *silent]
@@ -89,19 +89,19 @@ LOOKS: dict[str, Callable[[], Any]] = {
 
 @job("change", queue="chaos", overlap="allow", max_retries=0)
 def change(run: Run, what: str) -> None:
-    """Change something, and leave it so."""
+    """Change a part of the process's state, and leave the change."""
     CHANGES[what]()
 
 
 @job("look", queue="chaos", overlap="allow", max_retries=0)
 def look(run: Run, what: str) -> Any:
-    """Tell how it is."""
+    """Return a part of the process's state."""
     return LOOKS[what]()
 
 
 @job("move-for-a-while", queue="chaos", overlap="allow", max_retries=0)
 def move_for_a_while(run: Run) -> list[str]:
-    """Work in another folder until the test says so, and put it back."""
+    """Work in another folder until the test says so, and then change back."""
     with contextlib.chdir("/"):
         chaos.wait.function(run)
         return [os.getcwd()]
@@ -109,7 +109,7 @@ def move_for_a_while(run: Run) -> list[str]:
 
 @job("handle-signal", queue="chaos", overlap="allow", max_retries=0)
 def handle_signal(run: Run) -> None:
-    """Ask for a signal."""
+    """Set a handler for a signal."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

@@ -1,4 +1,4 @@
-"""The HTTP service, called in this process, on the database of a test."""
+"""Calls the HTTP service in this process, on the database of a test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from core.web.writes import PER_MINUTE, Writes
 
 @contextmanager
 def serving(*, address: str = "127.0.0.1", per_minute: int = PER_MINUTE, **changed: Any) -> Iterator[TestClient]:
-    """A client of the whole application; ``changed`` are settings, ``address`` is that of the client."""
+    """Yield a client of the whole application. ``changed`` are settings, and ``address`` is the client's address."""
     configured = settings.load().model_copy(update=changed)
     with service.opened(configured, loading.current()) as parts:
         parts = replace(parts, writes=Writes(per_minute))
@@ -36,7 +36,7 @@ def serving(*, address: str = "127.0.0.1", per_minute: int = PER_MINUTE, **chang
 
 
 def bearer(database: Engine, role: str, name: str | None = None, **limits: Any) -> dict[str, str]:
-    """The headers of a caller with a token of ``role``, which lasts for a day."""
+    """Return the headers of a caller with a token of ``role``, which is valid for a day."""
     wanted = Wanted(name or f"the-{role}", role, lasting=timedelta(days=1), **limits)
     with database.begin() as connection:
         made = tokens.create(connection, wanted, Actor("ann", "cli"))

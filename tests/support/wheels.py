@@ -1,4 +1,4 @@
-"""Real wheels in real virtual environments: built, installed and uninstalled by pip."""
+"""Real wheels in real virtual environments, in which pip installs and uninstalls them."""
 
 import os
 import re
@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-#: The distributions of this repository, by the folders that hold their pyproject.toml.
+#: The folder of each distribution of this repository.
 CORE = ROOT
 PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
-#: What a distribution of ours has in site-packages when it is installed from its folder, under whatever name.
+#: The files in site-packages of a distribution that was installed from its folder, under any name.
 OURS = re.compile(rf"_*(editable_+)?\.?rota(_({'|'.join(folder.name for folder in PLUGINS)}))?[-_.]\d.*")
 LEFTOVERS = shutil.ignore_patterns("build", "dist", "*.egg-info", ".*", "__pycache__")
 SCRIPT = """#!{python}
@@ -34,7 +34,7 @@ SCRIPTS = {
 
 
 def pip(python: Path | str, *words: str, cwd: Path) -> None:
-    """Run pip offline; what goes wrong is in the error."""
+    """Run pip offline. Raises AssertionError with the output of pip."""
     environ = {**os.environ, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = subprocess.run(
         [str(python), "-m", "pip", *words], cwd=cwd, env=environ, capture_output=True, text=True, check=False
@@ -43,7 +43,7 @@ def pip(python: Path | str, *words: str, cwd: Path) -> None:
 
 
 def build(folder: Path, into: Path) -> Path:
-    """The wheel of the package in ``folder``, built from a copy, since building leaves things behind."""
+    """Build the wheel of the package in ``folder`` from a copy, since a build leaves files behind."""
     with tempfile.TemporaryDirectory() as temporary:
         source = shutil.copytree(folder, Path(temporary, folder.name), ignore=LEFTOVERS)
         words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(into), str(source)]
@@ -54,7 +54,7 @@ def build(folder: Path, into: Path) -> Path:
 
 @cache
 def shared() -> Path:
-    """A folder for what all tests of this process have in common."""
+    """Return a folder for files that all tests of this process share."""
     return Path(_folder().name)
 
 
@@ -65,13 +65,13 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 @cache
 def wheel_of(folder: Path) -> Path:
-    """The wheel of a distribution of this repository, built once."""
+    """Return the wheel of a distribution of this repository, which is built once."""
     return build(folder, shared() / folder.name)
 
 
 @cache
 def borrowed() -> Path:
-    """Links to the packages of the environment that runs the tests, all but ours."""
+    """Link the packages of the environment that runs the tests, except Rota's own."""
     links = shared() / "borrowed"
     links.mkdir()
     for path in Path(sysconfig.get_path("purelib")).iterdir():
@@ -82,7 +82,7 @@ def borrowed() -> Path:
 
 @dataclass
 class Environment:
-    """A virtual environment of a test's own, with Rota installed from its wheel, and without any plugin."""
+    """A virtual environment for one test, with Rota installed from its wheel, and without plugins."""
 
     folder: Path
 
@@ -98,16 +98,16 @@ class Environment:
 
     @property
     def bin(self) -> Path:
-        """Where its commands are."""
+        """The folder of its commands."""
         return self.folder / "bin"
 
     @property
     def python(self) -> Path:
-        """Its interpreter."""
+        """The path of its interpreter."""
         return self.bin / "python"
 
     def install(self, *wheels: Path) -> None:
-        """Install wheels, and nothing that they need."""
+        """Install wheels without their dependencies."""
         pip(self.python, "install", "-q", "--no-deps", "--force-reinstall", *map(str, wheels), cwd=self.folder)
 
     def uninstall(self, *distributions: str) -> None:
@@ -115,7 +115,7 @@ class Environment:
         pip(self.python, "uninstall", "-q", "-y", *distributions, cwd=self.folder)
 
     def run(self, *words: str, cwd: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run one of its commands to its end."""
+        """Run one of its commands, and wait for the end."""
         return subprocess.run(
             [str(self.bin / words[0]), *words[1:]],
             cwd=cwd or self.folder,

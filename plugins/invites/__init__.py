@@ -7,11 +7,63 @@ work.
 from pathlib import Path
 
 from core import Job, PluginSettings, hookimpl
+from plugins.invites import jobs
 from plugins.invites.addresses import normalize
-from plugins.invites.errors import InvitesError
+from plugins.invites.asking import Answer, leave_waiting
+from plugins.invites.batches import Report, invite_many, preview
+from plugins.invites.codes import Redeemed, add_code, redeem
+from plugins.invites.counters import count_redemption
+from plugins.invites.errors import (
+    AlreadyThere,
+    BadAddress,
+    BadValue,
+    CodeRefused,
+    InvitesError,
+    MoveUnderWay,
+    SeatsTaken,
+    TeamClosed,
+    TeamFull,
+    TeamTaken,
+    UnknownMember,
+    UnknownTeam,
+)
+from plugins.invites.members import extend, remove_member
+from plugins.invites.moves import move_member
 from plugins.invites.settings import InvitesSettings
+from plugins.invites.teams import add_team, close_team, open_team, set_seats
 
-__all__ = ["Invites", "InvitesError", "normalize"]
+__all__ = [
+    "AlreadyThere",
+    "Answer",
+    "BadAddress",
+    "BadValue",
+    "CodeRefused",
+    "Invites",
+    "InvitesError",
+    "MoveUnderWay",
+    "Redeemed",
+    "Report",
+    "SeatsTaken",
+    "TeamClosed",
+    "TeamFull",
+    "TeamTaken",
+    "UnknownMember",
+    "UnknownTeam",
+    "add_code",
+    "add_team",
+    "close_team",
+    "count_redemption",
+    "extend",
+    "invite_many",
+    "leave_waiting",
+    "move_member",
+    "normalize",
+    "open_team",
+    "preview",
+    "redeem",
+    "remove_member",
+    "set_seats",
+]
 
 
 class Invites:
@@ -19,7 +71,7 @@ class Invites:
 
     @hookimpl
     def register_jobs(self) -> list[Job]:
-        return []
+        return [jobs.consume_waiting_queue, jobs.cleanup_expired_users, jobs.sync_redemption_counts]
 
     @hookimpl
     def register_migrations(self) -> Path:

@@ -97,7 +97,8 @@ class Team(Base):
     """A team of the gateway, with a limited number of seats.
 
     People ask for a seat of a *pool*, and get one of any team in it. ``taken`` is the number of the team's seats that
-    are not ``freed``. Until ``closed_until``, nothing is requested of the gateway for this team.
+    are not ``freed``. Until ``closed_until``, nothing is requested of the gateway for this team, and nobody gets a seat
+    of it.
     """
 
     __tablename__ = "invites_teams"

@@ -2,14 +2,18 @@
 longer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from uuid import UUID
 
 import pytest
+from invites_world import World
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from core import Run, job
 from core import database as databases
 from core.testing import create_database, drop_database
+from plugins.invites import Invites
 from plugins.invites.models import Base
 
 TABLES = ", ".join([*Base.metadata.tables, "rota_runs", "rota_limits"])
@@ -42,3 +46,20 @@ def postgres_url(request: pytest.FixtureRequest, template: str, shared_url: str)
 def session(database: Engine) -> Iterator[Session]:
     with Session(database) as session:
         yield session
+
+
+@pytest.fixture
+def world(session: Session) -> World:
+    """Return functions that make rows, with one call each."""
+    return World(session)
+
+
+@pytest.fixture(autouse=True)
+def _requests_can_be_made(use_jobs: Callable[..., None]) -> None:
+    """Let requests be enqueued, although these tests do not send them to a gateway."""
+    use_jobs(*Invites().register_jobs(), process_invite)
+
+
+@job("process-invite", queue="invites")
+def process_invite(run: Run, request_id: UUID) -> None:
+    """Stand for the job that sends a request."""

@@ -1,0 +1,34 @@
+"""Removes a person from a team. The seat is given to somebody else only when the gateway has confirmed the removal.
+
+If the outcome of the invitation is still open, the removal is requested when the outcome is known. Otherwise the
+gateway could carry out the removal first and the invitation afterwards.
+"""
+
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from plugins.invites.models import RequestKind, RequestState, Seat, SeatState
+from plugins.invites.requests import add_requests, end_request, open_request
+from plugins.invites.seats import free, set_state
+
+LIVE = (SeatState.RESERVED, SeatState.INVITING, SeatState.INVITED, SeatState.MEMBER)
+
+
+def start_removal(session: Session, seat: Seat, now: datetime) -> None:
+    """Remove the person of a locked seat, which is in one of the states ``LIVE``."""
+    invitation = open_request(session, seat.id, RequestKind.INVITE)
+    if invitation is not None and invitation.state == RequestState.NEW:
+        problem = "the person was removed before it was sent"
+        end_request(session, invitation, RequestState.REFUSED, now, status=None, problem=problem)
+        free(session, seat, now)
+        return
+    set_state(session, [seat.id], now, state=SeatState.REMOVING)
+    if invitation is None:
+        request_removal(session, seat, now)
+
+
+def request_removal(session: Session, seat: Seat, now: datetime) -> None:
+    """Request the removal of the person of a locked seat, unless it has been requested."""
+    if open_request(session, seat.id, RequestKind.REMOVE) is None:
+        add_requests(session, RequestKind.REMOVE, [seat.id], now, priority=seat.priority)

@@ -56,6 +56,11 @@ IS_CALLED = f"{IS_WAITING} AND sent_at < 'infinity' AND waits_for IS NOT NULL"
 
 #: The run is a slot of a schedule made at run time, and has succeeded at its first attempt without a result.
 IS_FORGETTABLE = "state = 'succeeded' AND slot IS NOT NULL AND key <> '' AND attempt = 1 AND result IS NULL"
+#: The run is a slot that did not simply succeed in time. Runs that succeed in time never enter the index of these.
+IS_NOTABLE = (
+    "slot IS NOT NULL AND (state IN ('retrying', 'dead', 'skipped', 'missed', 'orphaned') OR attempt > 1 "
+    "OR started_at - slot > interval '30 seconds')"
+)
 
 
 class Base(DeclarativeBase):
@@ -161,6 +166,7 @@ class RunRow(Base):
         Index("rota_runs_children", "parent_id", "id", postgresql_where="parent_id IS NOT NULL"),
         Index("rota_runs_forgettable", "job", "finished_at", postgresql_where=IS_FORGETTABLE),
         Index("rota_runs_unstarted", "state", "id", postgresql_where="state IN ('skipped', 'missed')"),
+        Index("rota_runs_notable", "job", "slot", postgresql_where=IS_NOTABLE),
         CheckConstraint("priority BETWEEN 0 AND 9", name="rota_runs_priority"),
         CheckConstraint(
             "state <> 'running' OR limits IS NULL OR limits_token IS NOT DISTINCT FROM token", name="rota_runs_limits"

@@ -9,9 +9,11 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from core.key_schedules import Synced as Done
-from core.operations import schedules, wanted_schedules
+from core.operations import access, schedules, strips, wanted_schedules
 from core.operations.json_shape import Shape
 from core.operations.schedules import Schedule, Wanted
+from core.operations.strip_windows import SpanName
+from core.operations.strips import Strips
 from core.web.api.ledger import Jobs, Ledger, Reading
 from core.web.api.parameters import Body, Key, Limit, Name, Seen, Words
 from core.web.callers import Caller
@@ -69,6 +71,27 @@ def listed(
     """Return schedules made at run time, by job and key. `GET /jobs` returns the schedules that jobs declare."""
     wanted = Wanted(job, key, paused, backing_off, orphaned, after, limit)
     return [each for each in schedules.found(connection, registry, wanted) if seen.shows(each.job)]
+
+
+@router.get("/schedules/strips")
+def drawn(
+    connection: Reading,
+    registry: Jobs,
+    seen: Seen,
+    caller: Caller,
+    span: SpanName = "24h",
+    job: Annotated[Name | None, Query(description="Only the schedules of this job.")] = None,
+    key: Annotated[Key | None, Query(description="Only the schedule of this key; needs `job`.")] = None,
+) -> Strips:
+    """Return, for each schedule, what became of its slots and why, in cells; neighbours alike are one entry.
+
+    In the span of 24 hours, slots that are at least 10 minutes apart have cells of their own, and others have bins of
+    15 minutes. In 7 days a bin is an hour, in 90 days a day in UTC.
+    """
+    if job is None or key is None:
+        return strips.board(connection, registry, span, view=seen, job=job).shape()
+    access.check_jobs(connection, caller, [job])
+    return strips.of_key(connection, registry, span, job, key).shape()
 
 
 @router.post("/schedules/pause", status_code=204)

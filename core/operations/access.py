@@ -65,6 +65,11 @@ def check(actor: Actor, action: Action) -> None:
     require(actor, NEEDS[action], f"{action!r}")
 
 
+def allows(actor: Actor, action: Action) -> bool:
+    """Return whether the role of ``actor`` allows ``action``. Limits of ``actor`` are not looked at."""
+    return RANKS[actor.role] >= RANKS[NEEDS[action]]
+
+
 def require(actor: Actor, role: Role, what: str) -> None:
     """Raise Forbidden unless ``actor`` has ``role`` or a higher role. The message names the action ``what``."""
     if RANKS[actor.role] < RANKS[role]:

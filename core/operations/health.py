@@ -13,7 +13,7 @@ from core import database, settings
 from core.errors import SettingsError
 from core.jobs.limit import contradictions as contradictions_of
 from core.jobs.registry import Registry, words_on_grace
-from core.ledger import history, identity, limit_use, orphans, overdue, pauses, releases, transactions
+from core.ledger import history, identity, limit_use, orphans, pauses, releases, transactions
 from core.ledger.history import Process
 from core.ledger.pauses import Pause
 from core.operations import postgres_fitness, redis_fitness, standings, subjects
@@ -263,18 +263,13 @@ def absent_jobs(connection: Connection) -> Iterator[Check]:
 
 def slots(connection: Connection, registry: Registry, active: list[Pause], *, live: bool) -> Iterator[Check]:
     """Check that no job with a schedule is overdue. This reads only the ledger."""
-    scheduled = {job.name: job for job in registry.scheduled()}
-    now, wrong = history.now(connection), 0
-    held = pauses.held(active, registry.scopes)
-    for found in overdue.look(connection, scheduled.values()):
-        unrecorded = standings.unrecorded(connection, scheduled[found.job], registry.scopes[found.job], found, now)
-        if found.overdue + unrecorded >= overdue.WRONG_FROM and found.job not in held:
-            wrong += 1
-            said = standings.in_words(found, unrecorded, scheduled[found.job])
-            advice = f"rota runs --job {found.job}; rota why {found.job} --at TIME"
-            yield check(f"slots of {found.job}", "wrong" if live else "info", said, advice)
+    wrong = 0
+    for found in standings.late(connection, registry, active):
+        wrong += 1
+        advice = f"rota runs --job {found.job}; rota why {found.job} --at TIME"
+        yield check(f"slots of {found.job}", "wrong" if live else "info", found.said, advice)
     if not wrong:
-        yield check("slots", "ok", f"{len(scheduled)} jobs have schedules, and none is overdue")
+        yield check("slots", "ok", f"{len(list(registry.scheduled()))} jobs have schedules, and none is overdue")
 
 
 def on_this_host(alive: list[Process], kind: str) -> Check:

@@ -1,6 +1,6 @@
 """Describes a job's last successful slot, and the states of its later slots, in a sentence for an operator."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from zoneinfo import ZoneInfo
@@ -8,9 +8,12 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 
 from core.jobs.job import Job
-from core.ledger import pauses
-from core.ledger.overdue import MOST_COUNTED, Standing
+from core.jobs.registry import Registry
+from core.ledger import history, overdue, pauses
+from core.ledger.overdue import MOST_COUNTED, WRONG_FROM, Standing
+from core.ledger.pauses import Pause
 from core.ledger.slots import TOLERANCE
+from core.operations.json_shape import Instant, Shape
 
 #: The words for the states of slots that count as due.
 CAME_DUE = {
@@ -21,6 +24,29 @@ CAME_DUE = {
     "retrying": "being retried",
     "running": "running",
 }
+
+
+class Overdue(Shape):
+    """A job whose slots are overdue, and what became of them in words."""
+
+    job: str
+    succeeded_slot: Instant | None
+    said: str
+
+
+def late(connection: Connection, registry: Registry, active: Sequence[Pause]) -> Iterator[Overdue]:
+    """Yield the jobs whose slots are overdue, except those that one of the ``active`` pauses covers.
+
+    This reads only the ledger.
+    """
+    scheduled = {job.name: job for job in registry.scheduled()}
+    now, held = history.now(connection), pauses.held(active, registry.scopes)
+    for found in overdue.look(connection, scheduled.values()):
+        job = scheduled[found.job]
+        missing = unrecorded(connection, job, registry.scopes[found.job], found, now)
+        if found.overdue + missing >= WRONG_FROM and found.job not in held:
+            said = in_words(found, missing, job)
+            yield Overdue(job=found.job, succeeded_slot=found.succeeded_slot, said=said)
 
 
 def unrecorded(connection: Connection, job: Job, scopes: Collection[str], found: Standing, now: datetime) -> int:

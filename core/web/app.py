@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from core.web import api, health, legacy, legacy_cleanup, login, metrics, oidc_login, openapi, plugin_routes, problems
 from core.web.envelope import Envelope
+from core.web.pages import routes as pages
 from core.web.proxies import Proxies
 from core.web.service import Service
 
@@ -44,6 +45,7 @@ def make(service: Service | None) -> FastAPI:
     app.include_router(openapi.router)
     app.include_router(metrics.router)
     app.include_router(api.router)
+    app.include_router(pages.router)
     if service is not None:
         app.state.calls = service.calls
         plugin_routes.include(app, service.registry.routes(), is_strict=service.configured.strict_plugins)

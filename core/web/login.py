@@ -2,61 +2,52 @@
 here too.
 """
 
-from html import escape
 from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from core.operations import tokens
 from core.operations.tokens import SESSION_LASTS
 from core.web import callers, service
+from core.web.pages import places
+from core.web.pages.rendering import rendered
 
 router = APIRouter(include_in_schema=False)
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>Rota: log in</title></head><body>
-<h1>Rota</h1>
-<form method="post" action="{action}">{field}<button>Log in</button></form>
-{elsewhere}</body></html>
-"""
-ASKED = '<label>Token or link <input type="password" name="secret" autocomplete="off" required></label> '
-
-
-ELSEWHERE = '<p><a href="{address}">Log in with the account of your organisation</a></p>\n'
-
 
 @router.get("/login")
-def login_page(request: Request, link: Annotated[str, Query(max_length=200)] = "") -> HTMLResponse:
+def login_page(
+    request: Request,
+    link: Annotated[str, Query(max_length=200)] = "",
+    back: Annotated[str, Query(max_length=places.LONGEST)] = "",
+) -> Response:
     """Show a form. A link is used up only when the form is sent, so a preview of the link does no harm."""
-    field = f'<input type="hidden" name="secret" value="{escape(link)}">' if link else ASKED
-    prefix = escape(request.scope["root_path"])
     has_provider = service.of(request).provider is not None
-    elsewhere = ELSEWHERE.format(address=f"{prefix}/login/oidc") if has_provider else ""
-    return HTMLResponse(PAGE.format(action=f"{prefix}/login", field=field, elsewhere=elsewhere))
+    return rendered(request, "login.html", link=link, back=back, has_provider=has_provider, said="")
 
 
 @router.post("/login")
 async def log_in(request: Request) -> Response:
-    """Begin a session, and show the API."""
+    """Begin a session, and show the page that the browser wanted, or the first page."""
     callers.refuse_cross_origin(request)
     form = parse_qs((await request.body()).decode(errors="replace"))
-    return await run_in_threadpool(begin, request, form.get("secret", [""])[0])
+    secret, back = (form.get(name, [""])[0] for name in ("secret", "back"))
+    return await run_in_threadpool(begin, request, secret, back)
 
 
-def begin(request: Request, secret: str) -> Response:
+def begin(request: Request, secret: str, back: str = "") -> Response:
     """Return the answer that gives a browser its session. Raises NotAuthenticated."""
     with service.of(request).engine.begin() as connection:
         session = tokens.log_in(connection, secret)
-    return with_session(request, session)
+    return with_session(request, session, back)
 
 
-def with_session(request: Request, session: str) -> Response:
-    """Return the answer that gives a browser its session, and shows the API."""
-    answer = RedirectResponse(f"{request.scope['root_path']}/api", status_code=303)
+def with_session(request: Request, session: str, back: str = "") -> Response:
+    """Return the answer that gives a browser its session, and shows the page at ``back`` or the first page."""
+    answer = RedirectResponse(places.checked(back, str(request.scope["root_path"])), status_code=303)
     lasting = round(SESSION_LASTS.total_seconds())
     answer.set_cookie(callers.cookie_name(request), session, max_age=lasting, **attributes(request))
     return answer

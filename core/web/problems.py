@@ -1,4 +1,4 @@
-"""Answers every error with a problem in the form of RFC 9457."""
+"""Answers every error with a problem in the form of RFC 9457, or with a page for a browser."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ from core.observability import metrics
 from core.observability.events import WebRefused, emit
 from core.operations.json_shape import Shape
 from core.operations.plans import Plan
+from core.web.pages import errors as pages
 from core.web.refusals import CrossOrigin, PluginBusy, PluginTooSlow, ProviderAway, TooManyWrites
 
 MEDIA_TYPE = "application/problem+json"
@@ -173,7 +174,7 @@ def answer(
     plan: Plan | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return the answer to a request that is refused."""
+    """Return the answer to a request that is refused: a problem, or a page for a browser."""
     problem = Problem(
         type=f"urn:rota:problem:{kind.code}",
         title=kind.title,
@@ -187,8 +188,10 @@ def answer(
         plan=plan,
     )
     retry = {"Retry-After": str(RETRY_AFTER_SECONDS)} if kind.status == 503 else {}
-    told = problem.model_dump_json(exclude_none=True)
-    return Response(told, kind.status, media_type=MEDIA_TYPE, headers={**retry, **(headers or {})})
+    given = {**retry, **(headers or {})}
+    if pages.is_wanted(scope):
+        return pages.page(scope, problem, given)
+    return Response(problem.model_dump_json(exclude_none=True), kind.status, media_type=MEDIA_TYPE, headers=given)
 
 
 def refused(request: Request, error: Exception) -> Response:

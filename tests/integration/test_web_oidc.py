@@ -86,7 +86,7 @@ def test_a_person_logs_in_at_a_real_provider(ledger):
         answer = client.get(back, follow_redirects=False)
 
         assert answer.status_code == 303, answer.text
-        assert answer.headers["Location"] == "/api"
+        assert answer.headers["Location"] == "/"
         me = client.get("/api/v1/me").json()
         assert (me["name"], me["role"], me["plugins"]) == ("ann@example.org", "operator", ["billing"])
         (cookie,) = [each for each in answer.headers.get_list("Set-Cookie") if "rota_session_" in each]

@@ -85,7 +85,7 @@ def lamps(found: Health) -> Iterator[Lamp]:
 def slots_lamp(late: list[Overdue]) -> Lamp:
     """Return the lamp for the slots of schedules."""
     names = ", ".join(each.job for each in late[:3])
-    others = f" and {len(late) - 3} others" if len(late) > 3 else ""
+    others = f" and {len(late) - 3} more" if len(late) > 3 else ""
     return Lamp("Slots", "overdue" if late else "in time", f"{names}{others}", bool(late))
 
 

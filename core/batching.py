@@ -68,7 +68,7 @@ class Batcher(ABC, Generic[Item]):
             thread = threading.Thread(target=self._run, name=self.name, daemon=True)
             try:
                 thread.start()
-            except RuntimeError as error:  # a limit of the machine
+            except RuntimeError as error:  # the machine allows no more threads
                 self._say_once(error)
                 while self._waiting and self._try():
                     pass

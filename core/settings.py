@@ -59,7 +59,7 @@ HEARTBEATS_PER_LEASE = 3
 class GroupRole:
     """The role of the members of a group, and the plugins and queues to which they are limited; None for all."""
 
-    #: ``*`` stands for every person who is known.
+    #: ``*`` stands for every person who has been identified.
     group: str
     role: Literal["viewer", "operator", "admin"]
     plugins: frozenset[str] | None = None
@@ -365,7 +365,7 @@ def split_networks(value: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Ne
 
 
 def split_roles(value: str) -> tuple[GroupRole, ...]:
-    """Return the roles of groups in ``value``, in its order. Raises ValueError."""
+    """Return the roles of groups that ``value`` names, in the order of ``value``. Raises ValueError."""
     return tuple(group_role(part.strip()) for part in value.split(";") if part.strip())
 
 

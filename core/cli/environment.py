@@ -54,7 +54,7 @@ def read_env(folder: Path) -> dict[str, str]:
 def environment() -> dict[str, str]:
     """Return this process's environment with the variables that ``rota up`` wrote.
 
-    If the environment names another server, return it without these variables.
+    If the environment itself names another server, return the environment without these variables.
     """
     left = read_env(DATA_FOLDER)
     given = {name: os.environ[name] for name in URLS if os.environ.get(name)}
@@ -69,7 +69,9 @@ def is_from_up() -> bool:
 
 
 def source() -> str:
-    """Return what ``rota check`` says about valid settings: their source, if it is the file of ``rota up``."""
+    """Return the result of a successful check of the settings: ``valid``, or the file of ``rota up`` if the URLs are
+    from it.
+    """
     return f"those of {DATA_FOLDER / ENV_FILE}" if is_from_up() else "valid"
 
 

@@ -13,7 +13,7 @@ from core.operations import plans
 from core.operations.plans import Operation
 from core.operations.wording import local, local_zone
 
-#: The person who looks at operations. Whoever may use the database may see all of them.
+#: The person who looks at operations. Everybody who may use the database may see all operations.
 LOOKING = Actor("", via="cli")
 
 
@@ -84,7 +84,7 @@ def show(operation_id: int, as_json: bool) -> None:
 @click.argument("operation_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @by_option
 def cancel(operation_id: int, by: Actor) -> None:
-    """Cancel an operation. The runs that it has changed stay so, and the others are left as they are."""
+    """Cancel an operation. Runs that it has changed stay changed, and the others are left as they are."""
     with ledger() as engine, engine.begin() as connection:
         found = plans.cancel(connection, operation_id, by)
     say(f"cancelled after {found.changed} of {found.total}")

@@ -89,7 +89,7 @@ def messages(as_json: bool) -> None:
     """List old messages and results in Redis that are of no use any more.
 
     The job clean-redis removes them every day, and when a worker has started, but keeps dead letters of jobs that are
-    known. Nothing is changed here.
+    known. This command changes nothing.
 
     \b
       rota orphans messages

@@ -67,7 +67,7 @@ class OrphanKeeper:
         self._grace_seconds = grace_seconds
         self._jobs = Absence(min(grace_seconds, SEEN_MISSING_SECONDS))
         self._queues = Absence(grace_seconds)
-        #: The jobs of live processes whose orphans have all been adopted.
+        #: The jobs that live processes have and for which no orphan is left to adopt.
         self._present: set[str] = set()
         self._looked_at = float("-inf")
 

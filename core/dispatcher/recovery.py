@@ -140,7 +140,7 @@ def recover(
     """End the leases of dead processes, recover their runs, and requeue the messages that they had fetched.
 
     A process that has just lost its advisory lock gets half a second to take it again. With ``patience``, after an
-    outage, a process counts as dead only if its lease expired longer ago than that.
+    outage, a process counts as dead only if its lease expired more than ``patience`` ago.
     """
     if patience is None and processes.misses_any(connection):
         time.sleep(COME_BACK_SECONDS)

@@ -95,7 +95,7 @@ class Windows:
     """The windows of all queues, as the leading dispatcher knows them."""
 
     def __init__(self, first: int = MOST_WAITING) -> None:
-        """``first`` is the size of a queue's window at first."""
+        """``first`` is the initial size of each queue's window."""
         self._windows: dict[str, Window] = defaultdict(lambda: Window(first))
         #: Whether a queue had no room for a due run since ``begin``.
         self.was_full = False

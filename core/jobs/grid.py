@@ -92,7 +92,9 @@ def grid(spec: str, phase: int, stretch: int = 0) -> Shifted:
 
 
 def stretched(base: Every | Cron, stretch: int) -> Schedule:
-    """Return the slots of a schedule that come due with this stretch."""
+    """Return a schedule that has only those slots of ``base`` that come due while its key backs off with
+    ``stretch``.
+    """
     length = min(step(base) << stretch, int(LONGEST_INTERVAL.total_seconds()))
     seconds = timedelta(seconds=length)
     return Every(seconds) if isinstance(base, Every) else Thinned(base, seconds)
@@ -113,9 +115,7 @@ def stretch_of(before: datetime, slot: datetime, step_seconds: int) -> int:
 
 @lru_cache(maxsize=10_000)
 def step(schedule: Every | Cron) -> int:
-    """Return the usual time between two slots, in seconds. For a cron expression, this is a median. A stretch doubles
-    it.
-    """
+    """Return the usual time between two slots, in seconds. For a cron expression, this is a median."""
     if isinstance(schedule, Every):
         return int(schedule.interval.total_seconds())
     return int(median_low([each.total_seconds() for each in distances(schedule)] or [LONGEST_INTERVAL.total_seconds()]))

@@ -36,7 +36,7 @@ class Flow(NamedTuple):
     """Counts of the messages without a priority on one queue."""
 
     waiting: int
-    #: How many such messages were ever fetched. The count begins again at 0 when Redis has lost its data.
+    #: How many messages without a priority were ever fetched. The count begins again at 0 when Redis has lost its data.
     fetched: int
 
 

@@ -77,7 +77,7 @@ OVERDUE_LANES = text(f"""
     GROUP BY queue
 """)  # noqa: S608 — constants
 
-#: The same, for runs with a priority.
+#: The lanes of each priority above 0 with runs that were sent a while ago and have not been claimed.
 OVERDUE_URGENT_LANES = text(f"""
     SELECT queue, priority, array_agg(job) AS jobs FROM ({URGENT_SENT_LANES}) AS lane
     WHERE first_at < statement_timestamp() - CAST(:age AS interval)

@@ -82,8 +82,8 @@ INSERT = f"""
     FROM {WANTED}
 """  # noqa: S608 — constants
 ADD = f"{INSERT} ON CONFLICT (job, key) DO NOTHING RETURNING key"
-#: So many new keys, or more, are first inserted without ON CONFLICT, which takes a third of the time. If one of them
-#: exists already, all are inserted again with ON CONFLICT.
+#: If there are at least this many new keys, they are first inserted without ON CONFLICT, which takes a third of the
+#: time. If one of the keys exists already, all are inserted again with ON CONFLICT.
 MANY = 1000
 
 IS_NEXT = "row.since IS NOT NULL AND (wanted.spec, wanted.spread_seconds) <> (row.spec, row.spread_seconds)"
@@ -244,7 +244,7 @@ def least_used(counts: Mapping[int, int], start: int, every: int, *, mean: int) 
 
 @cache
 def distances(every: int) -> list[int]:
-    """Return how many seconds after the first candidate for a phase each candidate is."""
+    """Return the distance in seconds of each candidate for a phase from the first candidate."""
     return [int(number * every * STEP) for number in range(CANDIDATES)]
 
 
@@ -274,7 +274,7 @@ def put(
     retimed: list[str] = []
     changed: list[str] = []
     phases = Phases(session, job)
-    wanted = sorted(wanted)  # the index of the keys is written faster in its order
+    wanted = sorted(wanted)  # the index is written faster in its own order
     for start in range(0, len(wanted), BATCH):
         batch = wanted[start : start + BATCH]
         rows = locked(session, job, [each.key for each in batch if known is None or each.key in known])

@@ -329,11 +329,11 @@ class CronKeys:
     def newest(
         self, most: int, after: datetime, until: datetime, now: datetime
     ) -> Iterator[tuple[str, datetime, int, datetime]]:
-        """Yield the slots, without phases, that in the window may be among the ``most`` newest slots of a key at
+        """Yield the slots of the window, without phases, that may be among the ``most`` newest slots of a key at
         ``now``.
 
-        Each slot comes once for each stretch of the keys, with the slot that is ``most`` places later with this
-        stretch. When that slot comes due, the slot is no longer among the newest.
+        A slot is yielded once for each stretch with which it comes due, together with the slot that comes ``most``
+        places later. When the later slot comes due, the slot is no longer among the newest.
         """
         found = list(self.bases(after, now))
         for stretch in range(self.most_stretched + 1):
@@ -357,9 +357,7 @@ class Crons:
         return _columns([f"{prefix}specs", f"{prefix}bases", f"{prefix}stretches"], found)
 
     def newest(self, most: int, after: datetime, until: datetime, now: datetime) -> dict[str, Any]:
-        """Return the slots, without phases, that in the window may be among the ``most`` newest slots of a key at
-        ``now``, as parameters.
-        """
+        """Return the same slots as ``CronKeys.newest``, for all keys, as parameters."""
         found = [base for keys in self.of_keys for base in keys.newest(most, after, until, now)]
         names = ["newest_specs", "newest_bases", "newest_stretches", "outdated_by"]
         return {**_columns(names, found), "newest_at": now}

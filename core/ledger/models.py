@@ -119,7 +119,7 @@ class RunRow(Base):
     priority: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     #: The names of the run's limits, filled from its arguments; null for a run without limits.
     limits: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
-    #: The same names, in the same order, as the job declares them.
+    #: The names of the run's limits as the job declares them, in the same order as in ``limits``.
     limits_declared: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     #: The token of the last claim that has checked the run's limits. No other claim can set the run to ``running``.
     limits_token: Mapped[int | None] = mapped_column(BigInteger)
@@ -443,7 +443,7 @@ class LimitRow(Base):
     __tablename__ = "rota_limits"
 
     name: Mapped[str] = mapped_column(Text, primary_key=True)
-    #: The same name as the job declares it.
+    #: The limit's name as the job declares it.
     declared: Mapped[str] = mapped_column(Text)
     #: The runs that held the limit at the last claim, and the run of that claim. The runs that are still running hold
     #: the limit.

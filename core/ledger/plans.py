@@ -191,7 +191,7 @@ def left_out(connection: Connection, plan_id: int) -> dict[str, int]:
 
 
 def left_out_of(connection: Connection, plan_id: int, chunk: int) -> Row[Any] | None:
-    """Return the first row, from ``chunk`` on, of which items were left out, with the reasons."""
+    """Return the first row of items, from ``chunk`` on, that has items which were left out."""
     has_left_out = ITEMS.c.operation_id == plan_id, ITEMS.c.chunk >= chunk, func.cardinality(ITEMS.c.left_out) > 0
     return connection.execute(select(ITEMS).where(*has_left_out).order_by(ITEMS.c.chunk).limit(1)).one_or_none()
 

@@ -65,8 +65,8 @@ SUCCEED = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: The same statement for a run that had an attempt before, with the end of this attempt's log. Only such a success is
-#: kept as an attempt.
+#: The statement ``SUCCEED`` for a run that had an attempt before, with the end of this attempt's log. Only such a
+#: success is kept as an attempt.
 SUCCEED_AFTER_ANOTHER = Prepared(
     "rota_succeed_after_another",
     ("bigint", "bigint", "bigint", "text", "text"),
@@ -96,8 +96,8 @@ SUCCEED_MANY = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: The same statement for a batch in which a run had an attempt before. The last parameter is the end of each attempt's
-#: log.
+#: The statement ``SUCCEED_MANY`` for a batch in which a run had an attempt before. The last parameter is the end of
+#: each attempt's log.
 SUCCEED_MANY_AFTER_OTHERS = Prepared(
     "rota_succeed_many_after_others",
     ("bigint", "bigint[]", "bigint[]", "text[]", "text[]"),
@@ -146,9 +146,9 @@ RELEASE = text(f"""
     SELECT id, job, state, reason, error FROM ended
 """)  # noqa: S608 — constants
 
-#: Such releases are not counted in a column of their own. They are the attempts that neither failed, crashed nor were
-#: postponed, and ``MOST_LOSSES`` limits them. The row of a cancelled run has another token than the run's attempt
-#: (``core/ledger/cancels.py``).
+#: No column counts how many times a run was lost. Lost attempts are those that neither failed, crashed nor were
+#: postponed, and ``MOST_LOSSES`` limits their number. The row of a cancelled run has another token than the run's
+#: attempt (``core/ledger/cancels.py``).
 RELEASE_FORGOTTEN = text(f"""
     WITH unseen AS MATERIALIZED (
         SELECT id, attempt - coalesce(retried_after, 0) - failures - crashes - coalesce(laters, 0) > {MOST_LOSSES}

@@ -49,8 +49,8 @@ TAKE_URGENT = text(f"""
     RETURNING id, job, queue, priority, due_at
 """)  # noqa: S608 — constants
 
-#: Of the keys of a job and queue that have an unsent run, due or not: the first key after {after}. If there is none,
-#: it is the first of these keys, and ``wraps`` is true.
+#: The first key after {after} that has an unsent run of a job and queue, due or not. If there is no such key after
+#: {after}, the first of all such keys, and ``wraps`` is true.
 NEXT_KEY = f"""
     SELECT * FROM (
         (SELECT key, false AS wraps FROM rota_runs

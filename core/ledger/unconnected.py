@@ -12,13 +12,12 @@ from core.ledger.prepared import Prepared
 from core.ledger.runs import LONGEST_ERROR
 
 REASON = "no connection"
-#: A run is dead if for this long its attempts could get no connection to PostgreSQL, and nothing else happened to the
-#: run.
+#: If all attempts of a run have failed to get a connection to PostgreSQL for this long, the run is dead.
 TRIED_FOR = "1 hour"
-#: Such a run rests for half the time for which it has had no connection, within these bounds.
+#: A run without a connection rests for half the time for which it has had none, within these bounds.
 RESTS = ("1 second", "1 minute")
-#: The error begins with this text and a time in UTC. The next release reads this time, to know how long there has been
-#: no connection.
+#: The error begins with this text and a time in UTC. When the run is released again, this time tells for how long it
+#: has had no connection.
 SINCE = "no connection since "
 #: Conditions in SQL: whether an error begins with such a time, and that time.
 HAS_SINCE = rf"{{}}error ~ '^{SINCE}\d{{{{4}}}}-\d\d-\d\dT\d\d:\d\d:\d\dZ: '"

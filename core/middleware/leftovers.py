@@ -1,8 +1,8 @@
 """Detects changes that a run leaves in its process, and undoes or logs them; see ``core/worker/process_state.py``.
 
 Several runs share a process. A change that is noticed at the end of one run may have been made by another run, which
-may undo the change before it ends. So the change counts as left behind only if it still exists when all runs that were
-working when it was noticed have ended.
+may undo the change before it ends. So the runs that are working when a change is noticed are suspects. The change
+counts as left behind only if it still exists when all suspects have ended.
 """
 
 import threading
@@ -27,7 +27,7 @@ class Change:
 
     @property
     def jobs(self) -> str:
-        """The names of the jobs of the suspects."""
+        """The names of the suspects' jobs."""
         return ", ".join(sorted({each.job.name for each in self.suspects}))
 
 

@@ -32,8 +32,7 @@ LOOK_SECONDS = 1.0
 #: The number of leases after which the process of a stuck thread is reported, and the number after which it ends.
 NAMED_AFTER_LEASES = 3
 ENDED_AFTER_LEASES = 6
-#: At its end, the process waits at most this many seconds for its last log lines to be written. Nothing waits for the
-#: end of the process meanwhile.
+#: At its end, the process waits at most this many seconds for its last log lines to be written.
 FLUSH_SECONDS = 10.0
 #: EX_SOFTWARE of sysexits.h, the same status as at a hard limit.
 STUCK_EXIT = 70

@@ -722,7 +722,7 @@ class OperationStopped(Event):
 
 @event("operation.cancelled", INFO, "{by} cancelled operation {operation} after {changed} of {items}")
 class OperationCancelled(Event):
-    """A person has cancelled an operation. The runs that it has changed stay so."""
+    """A person has cancelled an operation. The runs that it has changed stay changed."""
 
     operation: int
     action: str
@@ -1153,7 +1153,8 @@ class LogDropped(Event):
 @event("sweep.rows_refused", ERROR, "{rows} rows of {table} were refused ({reason}): {ids}")
 class SweepRowsRefused(Event):
     """Rows violate a constraint, so a sweep left them unchanged. All other rows were processed. Check the named
-    rows."""
+    rows.
+    """
 
     table: str
     rows: int

@@ -18,7 +18,7 @@ from core.observability.events import MetricsGivenUp, emit
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 _making = threading.Lock()
-#: The last status that was set for each task, and the time when it was set, in monotonic seconds.
+#: The last status that was set for each job (the label ``task``), and the time when it was set, in monotonic seconds.
 _said: dict[str, tuple[bool, float]] = {}
 
 #: An unchanged status is set again after this many seconds, so that it is newer than the values of other processes.
@@ -205,7 +205,7 @@ def paused(scopes: Collection[str]) -> None:
 
 
 def overdue(slots: Mapping[str, int]) -> None:
-    """Set how many slots of each task are overdue. Reset all other tasks."""
+    """Set how many slots of each job are overdue. Reset all other jobs."""
     _set_all("overdue", slots)
 
 
@@ -215,27 +215,27 @@ def limited(runs: Mapping[str, int]) -> None:
 
 
 def schedules_differ(task: str, schedules: int) -> None:
-    """Count schedules of a task's keys that differ from those that its plugin wants."""
+    """Count schedules of a job's keys that differ from those that its plugin wants."""
     _labelled("differing", task).inc(schedules)
 
 
 def schedules(counts: Mapping[tuple[str, str], int]) -> None:
-    """Set how many schedules made at run time each task has in each state. Reset all other tasks and states."""
+    """Set how many schedules made at run time each job has in each state. Reset all other jobs and states."""
     _set_all("schedules", counts)
 
 
 def schedules_lag(seconds: Mapping[str, float]) -> None:
-    """Set how long the slots of each task's keys have waited to be recorded. Reset all other tasks."""
+    """Set how long the slots of each job's keys have waited to be recorded. Reset all other jobs."""
     _set_all("schedules_lag", seconds)
 
 
 def slots_in_gap(task: str, reason: str, slots: int) -> None:
-    """Count slots of a task's keys that have no runs, by the reason of their gap."""
+    """Count slots of a job's keys that have no runs, by the reason of their gap."""
     _labelled("gaps", task, reason).inc(slots)
 
 
 def succeeded_at(task: str, timestamp: float) -> None:
-    """Set the time when the last successful slot of a task finished."""
+    """Set the time when the last successful slot of a job finished."""
     _labelled("succeeded", task).set(timestamp)
 
 

@@ -98,7 +98,7 @@ class ChannelServer:
         return {ADDRESS: str(self._folder / "socket"), ALIAS: alias}
 
     def hear(self) -> list[tuple[str, str]]:
-        """Return the words said since the last call, as pairs of alias and word, without waiting."""
+        """Return the words said since the last call, each with the name of the worker that said it, without waiting."""
         with suppress(BlockingIOError):
             while True:
                 connection, _ = self._listener.accept()

@@ -4,8 +4,8 @@ Only one run is isolated at a time, since an isolated run may use all memory. If
 it is not started, and the dispatcher sends it again later. Therefore no thread waits for the isolated run to end.
 
 The child has its own session, so that a signal that kills the worker's process group does not kill the child too. The
-ledger would count that as a crash of the run. The child ends when the worker ends: it reads from a pipe whose other end
-only the worker holds.
+ledger would count the child's death as a crash of the run. The child ends when the worker ends: it reads from a pipe
+whose other end only the worker holds.
 """
 
 import subprocess

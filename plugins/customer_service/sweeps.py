@@ -19,7 +19,8 @@ from core import Checkpoint, Instant, in_batches, isolate, report_refused
 
 #: At most this many rows with unusable values are read at a time.
 UNFIT_AT_ONCE = 1000
-#: The waits between passes that find all their rows locked: after the first such pass, the second, and so on.
+#: The waits after passes that find all their rows locked: the wait after the first such pass, after the second, and so
+#: on.
 PAUSES_SECONDS = (0.05, 0.15, 0.3)
 UNSYNCHRONISED = {"synchronize_session": False}
 

@@ -76,7 +76,8 @@ def add_account(
 
 
 def change_account(session: Session, account_id: int, *, refresh_token: str | None = None, **changes: Any) -> bool:
-    """Change parts of an account, named as in ``add_account``. Return False if nothing differs.
+    """Change the given parts of an account. They have the same names as in ``add_account``. Return False if nothing
+    differs.
 
     New credentials resume an account whose log-in was refused. The schedule of a paused account stays paused.
 

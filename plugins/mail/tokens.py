@@ -88,7 +88,7 @@ def stored(session: Session, account_id: int) -> Tokens:
 def access_token(run: Run, account_id: int) -> str:
     """Return a token with which an account can log in. If the stored token ends soon, fetch another.
 
-    No transaction is open then.
+    No transaction is open while a token is fetched.
 
     Raises LoginGivenUp if the grant was revoked. Raises LoginRefused, ServerBusy, ConnectFailed, BadKey or
     SecretMissing.

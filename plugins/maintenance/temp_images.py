@@ -161,7 +161,7 @@ class Sweep:
         return self.counts["deleted"] >= self.limit
 
     def stand(self, depth: int, step: Step) -> None:
-        """Remember that the run is in the folder and at the page of ``step``, ``depth`` folders below the first."""
+        """Remember that the run has reached ``step``, whose folder is ``depth`` folders below the first folder."""
         self.place = Place(self.place.above, (*self.place.steps[:depth], step))
 
     def count_deleted(self) -> None:

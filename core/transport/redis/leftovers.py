@@ -191,8 +191,8 @@ class Leftovers:
             yield dead_letter(queue, redis_id, bodies[redis_id.encode()], at)
 
     def _is_stale_result(self, key: str, idle_seconds: float) -> bool:
-        """Return whether a result never expires and is idle. With some eviction policies, Redis does not know the idle
-        time.
+        """Return whether a result never expires and has been idle for long. With some eviction policies, Redis does not
+        know the idle time, and no result counts as idle.
         """
         try:
             is_kept = self._client.type(key) == b"list" and self._client.pttl(key) == -1

@@ -1,4 +1,5 @@
-"""Room: how many messages this process may send to a queue. The dispatcher sends the messages of all further runs.
+"""The *room* on a queue is how many messages this process may send to the queue. If it requests more runs, the
+dispatcher sends their messages.
 
 The dispatcher stores the window of each queue in Redis (``core/dispatcher/windows.py``). A process that requests few
 runs does not read the window: whenever it sends messages, Redis returns the length of the queue, and the process reads

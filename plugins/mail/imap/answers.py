@@ -26,7 +26,8 @@ BUSY_WORDS = re.compile(
 )
 #: imaplib puts the bytes of an answer into its errors as Python writes them.
 BYTES = re.compile(r"""\bb(["'])(.*)\1""")
-#: The words of imaplib for what is no answer. With a wrong size of a message, the rest of the message is no answer.
+#: imaplib's errors for data that is not an answer. If a server reports a wrong size of a message, the rest of the
+#: message is such data.
 UNREADABLE = re.compile(r"unexpected (tagged )?response|got more than \d+ bytes")
 #: An answer is cut after this many characters in an error.
 LONGEST_ANSWER = 200

@@ -9,7 +9,7 @@ from plugins.mail.parsing.text import on_one_line
 
 PRECEDENCES = {"bulk", "list", "junk", "auto_reply"}
 LONGEST_REASON = 100
-#: Headers, each with a function that decides whether its value, in lower case, is such a sign.
+#: Headers, each with a function that decides from the value, in lower case, whether a program sent the message.
 SIGNS: dict[str, Callable[[str], bool]] = {
     "auto-submitted": lambda given: given.partition(";")[0].strip() != "no",
     "precedence": lambda given: given in PRECEDENCES,

@@ -60,9 +60,7 @@ def check_address(address: str) -> None:
     """Raise StoreAddressError unless ``address`` is well-formed. Nothing is opened."""
     parts = urlsplit(address)
     if parts.username is not None or parts.query or parts.fragment:
-        raise StoreAddressError(
-            "must have no user, password or query; credentials belong into AWS_ACCESS_KEY_ID and so on"
-        )
+        raise StoreAddressError("must have no user, password or query; set credentials by AWS_ACCESS_KEY_ID and so on")
     if parts.scheme == "s3":
         if not parts.netloc:
             raise StoreAddressError(f"is {address!r}, which names no bucket")

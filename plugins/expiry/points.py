@@ -95,7 +95,7 @@ def spendable_points(session: Session, user_id: str, now: datetime) -> int:
 def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
     """Empty every lot whose ``expires_at`` is not after ``now``, and debit the balances, batch by batch.
 
-    Counts the lots, and the points that were left in them.
+    Return how many lots were emptied, and how many points they had.
     """
 
     def expire_batch(ids: Sequence[int]) -> dict[str, int]:

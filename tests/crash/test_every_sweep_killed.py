@@ -100,7 +100,7 @@ def request_at_once(scene: Scene, job: str) -> list[int]:
 
 
 def request_by_rule(scene: Scene, job: str) -> list[int]:
-    """Request four runs as an application does. Return when three of them wait for their turn."""
+    """Request four runs as an application does, and wait until three of them wait for their turn. Return their ids."""
     with Session(scene.fleet.engine) as session, session.begin():
         run_ids = enqueue_many(session, job, [{}] * WORKERS)
     eventually(lambda: [run.reason for run in runs_of(scene, run_ids)].count("overlap") == WORKERS - 1)

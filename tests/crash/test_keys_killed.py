@@ -17,7 +17,7 @@ KEYS = 20
 UNFINISHED = """
     SELECT 1 FROM rota_runs WHERE job = 'poll' AND slot <= :until AND state IN ('queued', 'running', 'retrying')
 """
-#: The number of slots that came due until then, of runs, and of slots that got no run.
+#: How many slots came due up to ``until``, how many runs they have, and how many slots got no run.
 ACCOUNT = """
     SELECT (SELECT sum(extract(epoch FROM date_trunc('second', CAST(:until AS timestamptz)))
                        - extract(epoch FROM date_trunc('second', since)))

@@ -13,7 +13,7 @@ from tests.support.eventually import eventually
 from tests.support.service import free_port
 
 RUNS = int(os.environ.get("ROTA_TEST_PLAN_RUNS", "300"))
-#: So that the operation has three batches, a second apart, with the default number of runs.
+#: Runs per second. With the default number of runs, the operation has three batches, a second apart.
 RATE = max(100, RUNS // 100)
 SLOW = 300 if RUNS <= 5000 else 3600
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(SLOW)]
@@ -25,7 +25,7 @@ DEAD = """
 """
 DROPPED = "UPDATE rota_runs SET reason = 'dropped' WHERE id = ANY(:ids)"
 DELETED = "DELETE FROM rota_runs WHERE id = ANY(:ids)"
-#: Another person retried these, and they are dead again.
+#: Changes runs as if another person had retried them, and they were dead again.
 CAME_BACK = "UPDATE rota_runs SET attempt = 2, finished_at = clock_timestamp() WHERE id = ANY(:ids)"
 TIMES = """
     SELECT count(*) AS runs, coalesce(max(times), 0) AS most
@@ -47,7 +47,7 @@ class Web:
         return False
 
     def ask(self, path, sent=None):
-        """The answer to a GET, or to a POST of ``sent``."""
+        """Return the answer to a GET, or to a POST with the body ``sent``."""
         body = None if sent is None else json.dumps(sent).encode()
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=body, headers=headers)
@@ -66,7 +66,7 @@ def changed(fleet):
 
 
 def left_out(web, of):
-    """Every item that was left out, with its reason, page by page."""
+    """Read every page of the items that were left out. Return the reason for each item."""
     found, after = {}, 0
     while after is not None:
         page = web.ask(f"{of}/left-out?after={after}")

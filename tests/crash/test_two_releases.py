@@ -240,7 +240,7 @@ def test_limits_schedules_of_keys_and_cancels_hold_while_both_work(releases, use
 
 
 def beside(spans: list[Any]) -> list[int]:
-    """How many runs were at work at the beginning of each."""
+    """For each run, return how many runs were at work when it began."""
     return [sum(other.started_at <= span.started_at < other.finished_at for other in spans) for span in spans]
 
 

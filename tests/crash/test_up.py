@@ -66,28 +66,30 @@ class Up:
 
     @property
     def log(self) -> str:
-        """Return the text that it has printed."""
+        """The text that ``rota up`` has printed."""
         return self.output.decode(errors="replace")
 
     def logged(self, name: str) -> list[dict[str, Any]]:
-        """Return its events of that name, from a log in JSON. A typed Ctrl-C is shown before the next line."""
+        """Return the events called ``name`` from the log, which is JSON. A typed Ctrl-C is shown before the next
+        line.
+        """
         return list(logged(self.log.replace("^C", ""), name))
 
     def look(self) -> list[psutil.Process]:
-        """Return its present processes, and remember them."""
+        """Return the living processes of ``rota up``, and remember them."""
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.process.pid)
             self.seen |= {process.pid: process for process in [root, *root.children(recursive=True)]}
         return [process for process in self.seen.values() if is_alive(process)]
 
     def of(self, word: str) -> list[psutil.Process]:
-        """Return its processes with ``word`` in the command line, without children of the same program."""
+        """Return the living processes with ``word`` in the command line, without children of the same program."""
         found = [process for process in self.look() if word in command_line(process)]
         pids = {process.pid for process in found}
         return [process for process in found if process.ppid() not in pids]
 
     def wait_until_up(self) -> "Up":
-        """Wait until its workers and its scheduler are alive according to the ledger."""
+        """Wait until the workers and the scheduler are alive according to the ledger."""
         eventually(lambda: self.ended() or "Rota is up" in self.log, within=UP_WITHIN)
         assert not self.ended(), self.log
         eventually(lambda: self.rota("check", "--live").returncode == 0, within=UP_WITHIN, every=0.3)
@@ -107,7 +109,7 @@ class Up:
         )
 
     def type(self, keys: bytes) -> None:
-        """Type on its terminal."""
+        """Type on the terminal of ``rota up``."""
         self.look()
         os.write(self._terminal, keys)
 
@@ -115,7 +117,9 @@ class Up:
         return self.process.poll() is not None
 
     def wait_until_gone(self) -> int:
-        """Wait until all processes have ended that it was ever seen to have. Return its exit status."""
+        """Wait until ``rota up`` and all processes that it was seen to have are gone. Return the exit status of ``rota
+        up``.
+        """
         status = self.process.wait(GONE_WITHIN + 30)
         try:
             eventually(lambda: not self.look(), within=GONE_WITHIN)
@@ -124,7 +128,7 @@ class Up:
         return status
 
     def end(self) -> None:
-        """Kill all its processes, whatever the outcome of the test."""
+        """Kill all processes of ``rota up``, whatever the outcome of the test."""
         for process in self.look():
             with suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -340,7 +340,7 @@ def test_the_database_refuses_a_second_active_chat_of_one_user(world):
 
 
 def waits_for_the_turn(engine):
-    """Return when a session of this database waits for a lock of another session."""
+    """Wait until a session of this database waits for a lock of another session."""
     blocked = text("SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0")
     while True:
         with engine.connect() as connection:

@@ -314,8 +314,8 @@ def test_with_one_bad_row_of_every_kind_in_every_table_everything_else_goes_on(w
 
 
 def populate(world, do):
-    """Chats 1 to 6 are old and have ended, and 7 to 18 are active. Users left the entries 19 to 27 long ago, and wait
-    with 28 to 36.
+    """Chats 1 to 6 are old and have ended, and 7 to 18 are active. The entries 19 to 27 of the queue are those of users
+    who left long ago, and 28 to 36 are those of users who wait.
     """
     old = NOON - MONTH
     for name, now in (("old", old), ("low", NOON), ("high", NOON)):

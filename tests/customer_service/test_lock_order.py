@@ -146,7 +146,7 @@ def test_a_last_word_after_going_offline_beside_an_end_of_the_chat(world, engine
 
 
 def wait_until_blocked(engine):
-    """Return when a session waits for a lock of another session."""
+    """Wait until a session of this database waits for a lock of another session."""
     blocked = text("SELECT count(*) FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0")
     while True:
         with engine.connect() as connection:

@@ -48,7 +48,9 @@ def rota():
 
 @pytest.fixture
 def begun(database, registry, ledger):
-    """An operation on three dead runs, of which the first has changed meanwhile."""
+    """Return the id of a running operation on three dead runs, and the ids of the runs. The first run was changed after
+    the operation was planned.
+    """
     ids = [ledger.request("work", state="dead", finished_at=AT) for _ in range(3)]
     with Session(database) as session, session.begin():
         wanted = Wanted("retry", Selection(job="work"), rate=2)
@@ -61,7 +63,7 @@ def begun(database, registry, ledger):
 
 
 class OneSession:
-    """A run with a session alone."""
+    """A run that has only a session."""
 
     def __init__(self, session):
         self.session = session
@@ -92,7 +94,7 @@ def test_an_operation_that_does_not_exist_is_refused(rota):
 
 @pytest.fixture
 def box(redis_url, database, ledger):
-    """A Redis with an old message of a run that has ended."""
+    """Yield a client of a Redis that has an old message of an ended run."""
     client = redis.Redis.from_url(redis_url)
     with database.connect() as connection:
         ownership.claim(client, identity.of(connection))

@@ -9,7 +9,7 @@ import pytest
 from core.settings import plugin_prefix
 from tests.support.wheels import ROOT, Environment, build
 
-#: A setting of each, nearly.
+#: For each example, a misspelt setting without the prefix of the plugin.
 MISSPELT = {"uptime": "TIMEOUT_SECOND"}
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/pyproject.toml"))
 

@@ -1,4 +1,4 @@
-"""I3, I4, I6: no order, limit or cancel is broken, and no run is stuck, whatever follows what."""
+"""I3, I4, I6: in a random sequence of events, no rule of order, limits or cancels is broken, and no run is stuck."""
 
 from functools import partial
 from random import Random

@@ -87,7 +87,9 @@ def test_a_pool_of_stale_connections_does_not_keep_a_run_from_being_claimed(run_
 
 
 def test_the_kernel_gives_up_a_server_that_acknowledges_no_statement(postgres_url):
-    """Measured with a veth pair that was taken down: noticed after 10.0 s; without the option, not within 75 s."""
+    """In a trial, a veth pair was taken down. The client noticed it after 10.0 s, and without the option not within 75
+    s.
+    """
     url = make_url(postgres_url)
     loop = Loop()
     proxy = Proxy(loop, lambda: f"{url.query['host']}/.s.PGSQL.{url.query['port']}").start()

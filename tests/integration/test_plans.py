@@ -100,7 +100,7 @@ class Attempt:
 @pytest.fixture
 def carry_out(database, registry, ledger):
     def do(operation_id, *, batches=None):
-        """Carry it out to its end, or so many batches of it."""
+        """Carry out the operation to its end, or only this many batches of it."""
         with Session(database) as session:
             attempt = Attempt(session, ledger)
             for _ in range(batches if batches is not None else 1000):
@@ -205,7 +205,8 @@ def test_what_was_planned_is_done_and_the_audit_says_so(plan, execute, carry_out
     assert [event.operation for event in told] == [made.id, made.id]
 
 
-#: Changes of a dead run after it was planned, and what is said of it.
+#: Changes of a dead run after an operation on it was planned. For each, the reason for which the operation leaves out
+#: the run.
 CHANGES = {
     "UPDATE rota_runs SET state = 'retrying', finished_at = NULL WHERE id = :id": "has changed, and is retrying",
     "UPDATE rota_runs SET reason = 'dropped' WHERE id = :id": "has changed, and is dead (dropped)",
@@ -342,7 +343,7 @@ def test_a_plan_that_is_confirmed_twice_is_carried_out_once(plan, execute, carry
     assert len(ledger.rows("SELECT * FROM rota_audit")) == 1
 
 
-#: The ends of a run that carries out an operation, before the operation has ended.
+#: Ways in which a run that carries out an operation can end or vanish before the operation has ended.
 ENDS = {
     "dropped": "UPDATE rota_runs SET state = 'dead', reason = 'dropped', finished_at = now() WHERE id = :id",
     "orphaned": "UPDATE rota_runs SET state = 'orphaned', reason = 'absent', finished_at = now() WHERE id = :id",

@@ -175,7 +175,7 @@ class TestItsPlace:
 
     @pytest.fixture
     def asked(self, run_on_own: RunJob, own: Engine, admit: Any, ledger: Any) -> list[int]:
-        """Two requests of one key, of which the first had no connection."""
+        """Return two requests of one key. The first one's attempt got no connection."""
         work = once(using_session_while(admit, own), overlap="wait")
         asked = [run_on_own.request(work, key="a") for _ in range(2)]
         self.due_at = ledger.run(asked[0]).due_at

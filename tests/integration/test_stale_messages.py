@@ -54,7 +54,7 @@ def was(run, word: str):
 
 
 def ended(ledger, state="succeeded"):
-    """A run that is over; return its id."""
+    """Insert a run that has ended. Return its id."""
     return ledger.request(state=state, finished_at="2026-01-01T00:00Z")
 
 
@@ -71,7 +71,7 @@ class Box:
         self.queues = transport.Queues(self.client)
 
     def put(self, message, *, old_ms=DAY_OLD):
-        """Enqueue a message that was sent so long ago; return its id in Redis."""
+        """Enqueue a message that was sent ``old_ms`` ago. Return its id in Redis."""
         aged = message.copy(message_timestamp=int(time.time() * 1000) - old_ms)
         before = self.ids(message.queue_name)
         self.queues.enqueue_many([aged])
@@ -92,7 +92,7 @@ class Box:
         return listed | {each.decode() for each in self.client.zrange(f"dramatiq:__urgent__.{queue}", 0, -1)}
 
     def bury(self, redis_id, *, queue="default", old_ms=DAY_OLD):
-        """Fetch the message of that id, and dead-letter it so long ago."""
+        """Fetch the message with this id. Dead-letter it as of ``old_ms`` ago."""
         self.queues.fetch(queue, 1000)
         self.queues.dead_letter(queue, [redis_id])
         self.queues.requeue(queue, self.queues.fetched(queue))
@@ -124,7 +124,7 @@ def clean(database, registry):
 
 @pytest.fixture
 def ran(database):
-    """This job was in a release."""
+    """Return a function that records a release with the given jobs."""
 
     def record(*jobs):
         with databases.autocommit(database) as connection:

@@ -17,22 +17,22 @@ MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 @job("hourly", queue="billing", schedule=every(hours=1), hard_limit=timedelta(days=2), soft_limit=timedelta(days=1))
 def hourly(run):
-    """A job with a cell for each slot."""
+    """Work. This job has a cell for each slot."""
 
 
 @job("frequent", queue="billing", schedule=every(minutes=1))
 def frequent(run):
-    """A job with bins."""
+    """Work. This job has so many slots that a cell shows several."""
 
 
 @job("poll", queue="mail", keyed=Keyed(least=MINUTE, most=DAY, default=every(minutes=5)))
 def poll(run):
-    """A job whose keys have schedules."""
+    """Poll. The keys of this job have schedules."""
 
 
 @job("daily", queue="billing", schedule=cron("40 3 * * *", tz="Europe/London"))
 def daily(run):
-    """A job that no slot on record has."""
+    """Work. No slot of this job is on record."""
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def now(ledger):
 
 @pytest.fixture
 def whole(now):
-    """The last whole hour."""
+    """Return the last whole hour."""
     return now.replace(minute=0, second=0)
 
 
 def add(ledger, name, slot, state="succeeded", *, late=timedelta(seconds=1), **columns):
-    """A slot on record; return the id of its run."""
+    """Record a slot with its run. Return the run's id."""
     started = None if state in {"missed", "skipped", "queued"} else slot + late
     finished = None if state in {"queued", "running", "retrying"} else slot + late + MINUTE
     values = {"attempt": 0 if started is None else 1, "queue": "billing", **columns}
@@ -60,7 +60,7 @@ def add(ledger, name, slot, state="succeeded", *, late=timedelta(seconds=1), **c
 
 
 def account(ledger, registry, *jobs):
-    """Let the dispatcher have seen these jobs."""
+    """Record that the slots of these jobs are accounted for until now."""
     for each in jobs:
         ledger.do(
             "INSERT INTO rota_schedules (job, spec, accounted_until) VALUES (:job, :spec, now())",
@@ -84,7 +84,7 @@ def strip(found, name):
 
 
 def told(found, name):
-    """The cells of a schedule, without its successes and what is to come."""
+    """Return the cells of a schedule, without those of successes and of slots that are still to come."""
     cells = strip(found, name).cells
     return [(c.outcome, c.count, c.slots, c.reason) for c in cells if c.outcome not in {"succeeded", "to come"}]
 

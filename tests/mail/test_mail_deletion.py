@@ -100,11 +100,11 @@ def test_after_a_failure_of_the_store_the_rest_is_deleted(stored_mail, executor,
 
 @job("poll", queue="mail", limits=[deletion.ONE_AT_A_TIME])
 def poll(run: Run, account_id: int) -> None:
-    """Take the place of a poll, with the same limit."""
+    """Do what the test has put into ``DURING``, under the limit of a real poll."""
     DURING.pop()(account_id)
 
 
-#: The action during ``poll``.
+#: What the next run of ``poll`` does.
 DURING: list[Callable[[int], None]] = []
 
 
@@ -119,7 +119,7 @@ def limited(database, use_jobs) -> Iterator[Executor]:
 
 
 def test_a_poll_that_is_at_work_ends_before_its_objects_are_deleted(stored_mail, run_job, limited):
-    """So the object that the poll stores at its end is deleted as well."""
+    """The object that the poll stores at its end is deleted as well."""
     account = stored_mail.account()
     stored_mail.change(account, state="deleting")
 

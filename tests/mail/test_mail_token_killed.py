@@ -17,17 +17,17 @@ from tests.support.token_server import TokenServer, granting
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(240)]
 
-#: Arranges that ``kill`` is called at some moment.
+#: A function that chooses a moment, and has ``kill`` called at that moment.
 At = Callable[[ImapServer, TokenServer, Callable[[], None]], None]
 
 
 def answered(server: ImapServer, tokens: TokenServer, kill: Callable[[], None]) -> None:
-    """When the answer with the tokens was sent; it may have been stored, or not."""
+    """Kill when the answer with the tokens was sent. The worker may have stored it or not."""
     tokens.has_answered = kill
 
 
 def logging_in(server: ImapServer, tokens: TokenServer, kill: Callable[[], None]) -> None:
-    """When the worker has connected to log in with the new token."""
+    """Kill when the worker has connected to log in with the new token."""
     server.script = lambda command, arguments: kill()
 
 
@@ -35,7 +35,7 @@ def logging_in(server: ImapServer, tokens: TokenServer, kill: Callable[[], None]
 def test_an_account_whose_worker_was_killed_can_still_log_in(tmp_path, postgres_url, redis_url, configure, at: At):
     asked = tokens_asked_for_by_two_workers(tmp_path, postgres_url, redis_url, configure, at)
 
-    # The server accepts the former token for a while, which is what saves an answer that was not stored.
+    # If the answer was not stored, the second worker sends the former token, which the server accepts for a while.
     assert asked in ([["refresh-1"]] if at is logging_in else [["refresh-1"], ["refresh-1", "refresh-1"]])
 
 
@@ -64,7 +64,7 @@ def tokens_asked_for_by_two_workers(
 
 
 def add(service: Fleet, server: ImapServer, tokens: TokenServer) -> None:
-    """An account that is polled at once, and not again for a day."""
+    """Add an account that is polled at once, and not again for a day."""
     imap = {"host": "127.0.0.1", "port": server.port, "tls": "none", "username": "ann"}
     grant = {"auth": "refresh_token", "token_url": tokens.url, "client_id": "rota", "refresh_token": "refresh-1"}
     with Session(service.engine) as session, session.begin():

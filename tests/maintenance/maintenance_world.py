@@ -123,10 +123,11 @@ class Crash(BaseException):
 
 
 def crash_at(monkeypatch, number: int, *places) -> list[str]:
-    """Have the ``number``-th call of any of these functions (counted from 0) be the process's last one.
+    """Make the process crash at one of the calls of these functions. Return the list of all calls, which grows with
+    each.
 
-    ``places`` are pairs of an object and the name of its function; each call is remembered in the list returned. Every
-    second time the call has its effect before the crash.
+    The call is the one with the index ``number // 2``. If ``number`` is odd, the call has its effect before the crash.
+    ``places`` are pairs of an object and the name of its function.
     """
     calls: list[str] = []
 

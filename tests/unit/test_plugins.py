@@ -796,8 +796,8 @@ def test_a_setting_that_a_plugin_left_behind_is_told_and_keeps_no_process_from_s
 
 
 def test_a_folder_that_hides_a_plugin_is_named(tmp_path, monkeypatch):
-    """If a process starts in the folder above a project's folder, Python finds this folder before the editable
-    installation.
+    """If a process starts in the folder above a project's folder, Python imports the project's folder instead of the
+    editable installation.
     """
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hidden_plugin_of_a_test").mkdir()

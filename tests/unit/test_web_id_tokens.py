@@ -1,4 +1,6 @@
-"""The keys of a provider that can have signed an ID token, beside others that cannot be used, or not for this."""
+"""Which of a provider's keys may have signed an ID token. Other keys, of the wrong kind or for another use, are
+ignored.
+"""
 
 import pytest
 from joserfc import jwt

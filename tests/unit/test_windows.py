@@ -7,8 +7,8 @@ from core.ledger.carrier import MOST_URGENT, MOST_WAITING, Flow
 
 
 def looked(window, *looks):
-    """Return the window after several checks of a queue that had 500 messages before. Each check has the seconds since
-    the one before, the messages fetched since then, and the messages that wait now.
+    """Check a queue that has 500 messages first once and then for each of ``looks``. Return the window. A look has the
+    seconds since the last check, the number of messages fetched meanwhile, and the number of messages that wait.
     """
     now, fetched = 0.0, 0
     window.look(Flow(500, 0), now)

@@ -39,7 +39,7 @@ class OpenFile(Protocol):
 class _Here:
     """The state of this process."""
 
-    #: Whether a forked child must give up this process's connections.
+    #: Whether this process works on jobs, so that a child which a job forks must give up the connections.
     is_working = False
     is_child = False
 

@@ -35,9 +35,10 @@ from core.observability.events import (
 LOOK_SECONDS = 5.0
 #: A leader itself must have seen a job missing for this many seconds, or for the grace if the grace is shorter.
 SEEN_MISSING_SECONDS = 60.0
-#: One search ends at most this many batches of one job, and takes at most this many seconds for all jobs. The next
-#: search continues, so that other steps of the pass are not delayed.
+#: One search ends at most this many batches of one job. The next search continues, so that other steps of the pass are
+#: not delayed.
 MOST_BATCHES = 20
+#: One search takes at most this many seconds for all jobs.
 LONGEST_SECONDS = 0.5
 
 

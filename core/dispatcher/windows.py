@@ -30,11 +30,11 @@ SETTLE_SECONDS = 1.0
 SAMPLE_SECONDS = 0.1
 #: The factor by which the window of an empty queue grows.
 GROWTH = 4
-#: A queue with more than this many times as many messages as its window is too long.
+#: A queue is too long if it has more than this many times the messages of its window.
 TOO_LONG = 2
-#: How often the dispatcher repeats to other processes that a queue has no room, and how often it repeats the size of a
-#: queue's window, in seconds.
+#: How often the dispatcher repeats to other processes that a queue has no room, in seconds.
 TELL_FULL_SECONDS = 0.5
+#: How often the dispatcher repeats the size of a queue's window to other processes, in seconds.
 TELL_SECONDS = 30.0
 
 

@@ -35,12 +35,13 @@ from core.jobs.cron_dialect import EXPECTED_FIELDS
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
-#: The bounds of ``every``. Use ``cron`` for intervals of more than a leap year.
+#: The shortest interval of ``every``.
 SHORTEST_INTERVAL = SECOND
+#: The longest interval of ``every``, a leap year. For longer intervals, use ``cron``.
 LONGEST_INTERVAL = timedelta(days=366)
 
-#: A cron expression must match within this range of wall-clock times. The rarest date, a given weekday on 29 February,
-#: comes at most 40 years after the previous one. CronSim itself searches for 50 years.
+#: A cron expression must match at a wall-clock time between this time and ``CHECKED_UNTIL``. The rarest date, a given
+#: weekday on 29 February, comes at most 40 years after the previous one. CronSim itself searches for 50 years.
 CHECKED_FROM = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 CHECKED_UNTIL = CHECKED_FROM.replace(year=2076)
 CHECKED_FROM_UTC = CHECKED_FROM.replace(tzinfo=UTC)

@@ -162,8 +162,9 @@ NEWEST_BASES = """
 """
 PHASE = "row.phase * interval '1 second'"
 LATER = "unnest(CAST(:later_firsts AS bigint[]), CAST(:later_lasts AS bigint[])) AS later (first, last)"
-#: Conditions that a row has no slot in a later window: for an interval, and for cron.
+#: The condition that a row with an interval has no slot in a later window.
 IS_LAST = f"NOT EXISTS (SELECT 1 FROM {LATER} WHERE {between('later.first', 'later.last')} > 0)"  # noqa: S608 — constants
+#: The condition that a row with a cron expression has no slot in a later window.
 IS_LAST_OF_CRON = f"""
     NOT EXISTS (
         SELECT 1 FROM {LATER_BASES}, {LATER}

@@ -20,8 +20,9 @@ from core.jobs import grid as grids
 from core.jobs.grid import Shifted, grid
 from core.jobs.schedules import Every
 
-#: The most new rows, and the most changed rows, that one pass reads.
+#: The most new rows that one pass reads.
 MOST_NEW = 20_000
+#: The most changed rows that one pass reads.
 MOST_CHANGED = 5_000
 
 #: A row that another transaction has locked is left to the next pass.

@@ -16,8 +16,9 @@ from core.ledger.models import FINAL, WAITING, RunRow, State
 from core.ledger.operations import Filter
 
 RUNS = RunRow.__table__
-#: The states in which a run can have a reason, and the states in which it can have an error of its own.
+#: The states in which a run can have a reason.
 WITH_REASON = frozenset(State) - {State.SUCCEEDED, State.RUNNING}
+#: The states in which a run can have an error of its own.
 WITH_ERROR = frozenset(State) - {State.SUCCEEDED, State.SKIPPED, State.MISSED}
 #: The states whose index is in the order of ids. The runs of any other state are few compared to the history, so all of
 #: them are read and sorted. They are sorted by an expression, since PostgreSQL would otherwise read the whole history

@@ -28,27 +28,29 @@ class State(StrEnum):
 FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANED)
 #: A run in one of these states may be claimed.
 WAITING = (State.QUEUED, State.RETRYING)
-#: The same states in SQL, written as in the conditions of the indexes.
+#: The states of ``WAITING`` in SQL, written as in the conditions of the indexes.
 IS_WAITING = "state IN ('queued', 'retrying')"
 #: The run's message has not been sent. The dispatcher sends it when the run is due.
 IS_UNSENT = f"{IS_WAITING} AND sent_at IS NULL"
 #: The run is on its way to a worker, or parked.
 IS_SENT = f"{IS_WAITING} AND sent_at IS NOT NULL"
-#: The conditions ``IS_UNSENT`` and ``IS_SENT``, for runs with a priority.
+#: ``IS_UNSENT`` for a run with a priority.
 IS_URGENT = f"{IS_UNSENT} AND priority > 0"
+#: ``IS_SENT`` for a run with a priority.
 IS_URGENT_SENT = f"{IS_SENT} AND priority > 0"
 #: The run has not passed its deadline, which applies only until the run's first start.
 MAY_START = "(expires_at IS NULL OR state <> 'queued' OR attempt > 0 OR expires_at > clock_timestamp())"
-#: The same condition as a constraint on runs that have started, since claims of the previous release do not check
-#: deadlines. A run that was started or retried before has an error or the time of the retry.
+#: ``MAY_START`` as a constraint on runs that have started, since claims of the previous release do not check deadlines.
+#: A run that was started or retried before has an error or the time of the retry.
 STARTS_IN_TIME = (
     "expires_at IS NULL OR state <> 'running' OR started_at < expires_at OR attempt > 1 OR error IS NOT NULL "
     "OR retried_at IS NOT NULL"
 )
 #: The run waits for another run or for a limit, and is not sent before it is woken.
 IS_PARKED = f"{IS_WAITING} AND sent_at = 'infinity'"
-#: The same condition for a run that waits for another run of its job and key, and for a run that waits for a limit.
+#: The run is parked, and waits for another run of its job and key.
 IS_BEHIND = f"{IS_PARKED} AND waits_for IS NULL"
+#: The run is parked, and waits for a limit.
 IS_LIMITED = f"{IS_PARKED} AND waits_for IS NOT NULL"
 #: The run was woken for a limit, and its message is on the way.
 IS_CALLED = f"{IS_WAITING} AND sent_at < 'infinity' AND waits_for IS NOT NULL"

@@ -31,15 +31,16 @@ from core.ledger.prepared import Prepared
 
 #: 'ROTA' as four bytes: the first key of all advisory locks that Rota takes.
 LOCK_SPACE = 0x524F5441
-#: The second keys of locks that are not process ids. A release whose dispatcher has steps that the previous release
-#: does not have, such as waking runs that wait for their turn, uses another number. During a deploy both releases then
-#: have a leader, so every step is done.
+#: The second key of the lock of the leading dispatcher. A second key above 0 is the id of a process. If the dispatcher
+#: of a new release has steps that the previous release does not have, such as waking runs that wait for their turn, the
+#: new release uses another number. During a deploy both releases then have a leader, so every step is done.
 LEADER_LOCK = -2
-#: The number that the previous release uses.
+#: The ``LEADER_LOCK`` of the previous release.
 FORMER_LEADER_LOCK = 0
+#: The second key of the lock that a migration takes.
 MIGRATION_LOCK = -1
-#: The lock of the leader that accounts for schedules made at run time. If two releases have a leader, only one of them
-#: has this lock.
+#: The second key of the lock of the leader that accounts for schedules made at run time. If two releases have a leader,
+#: only one of them has this lock.
 KEY_SLOTS_LOCK = -3
 
 #: After PostgreSQL was restarted or away, every lock is gone, and no process could renew its lease. The processes have

@@ -10,8 +10,9 @@ from core.ledger.leases import LEASE_IS_GOOD, Lease
 from core.ledger.prepared import Prepared
 from core.ledger.runs import LONGEST_ERROR
 
-#: The reason of a run whose subject is missing, and the reason of a run whose subject could not be looked up.
+#: The reason of a run whose subject is missing.
 MISSING = "no subject"
+#: The reason of a run whose subject could not be looked up.
 UNKNOWN = "subject unknown"
 
 #: The primary key of each table that the connection's role finds in its search path.

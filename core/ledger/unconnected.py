@@ -19,8 +19,9 @@ RESTS = ("1 second", "1 minute")
 #: The error begins with this text and a time in UTC. When the run is released again, this time tells for how long it
 #: has had no connection.
 SINCE = "no connection since "
-#: Conditions in SQL: whether an error begins with such a time, and that time.
+#: Whether an error begins with ``SINCE`` and a time, in SQL.
 HAS_SINCE = rf"{{}}error ~ '^{SINCE}\d{{{{4}}}}-\d\d-\d\dT\d\d:\d\d:\d\dZ: '"
+#: The time at the beginning of such an error, in SQL.
 SINCE_OF = f"CAST(substr({{}}error, {len(SINCE) + 1}, 20) AS timestamptz)"
 
 

@@ -29,8 +29,9 @@ from core.worker.interruption import place_of
 
 #: How often to check the threads, and to show that this process lives, in seconds.
 LOOK_SECONDS = 1.0
-#: The number of leases after which the process of a stuck thread is reported, and the number after which it ends.
+#: The process of a stuck thread is reported after the time of this many leases.
 NAMED_AFTER_LEASES = 3
+#: The process ends after the time of this many leases.
 ENDED_AFTER_LEASES = 6
 #: At its end, the process waits at most this many seconds for its last log lines to be written.
 FLUSH_SECONDS = 10.0

@@ -48,7 +48,7 @@ UNKNOWN_OWNER = (
     "call pg_control_system()"
 )
 
-#: Returns those jobs that no release ever had.
+#: Returns those of the given jobs that no release ever had.
 AskUnknown = Callable[[Connection, Collection[str]], set[str]]
 
 

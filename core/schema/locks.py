@@ -23,9 +23,11 @@ from core.ledger.processes import LOCK_SPACE, MIGRATION_LOCK
 
 T = TypeVar("T")
 
-#: How long one try may block other sessions, the number of tries, and the wait between two tries. Times are in seconds.
+#: One try to lock a table may block other sessions for this many seconds.
 LOCK_TIMEOUT_SECONDS = 2.0
+#: The number of tries.
 TRIES = 10
+#: The wait between two tries, in seconds.
 PAUSE_SECONDS = 3.0
 #: How often to ask for the holders of locks, in seconds.
 LOOK_SECONDS = 0.2

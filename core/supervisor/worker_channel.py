@@ -16,9 +16,9 @@ from typing import Self
 
 from core import forks
 
-#: The address of a worker's supervisor, and the worker's name on the channel. These variables are internal, not
-#: settings.
+#: The environment variable with the address of a worker's supervisor. It is internal, and not a setting.
 ADDRESS = "_ROTA_SUPERVISOR"
+#: The environment variable with the worker's name on the channel. It is internal as well.
 ALIAS = "_ROTA_ALIAS"
 
 RETIRE, READY, GO, DONE = "retire", "ready", "go", "done"

@@ -12,8 +12,9 @@ from core.observability import metrics
 from core.observability.events import WebFailed, emit
 from core.web import problems
 
-#: The largest body, and the longest time in which it may arrive. The arguments of a run take at most 64 KiB.
+#: The largest body of a request, in bytes. The arguments of a run take at most 64 KiB.
 LARGEST_BODY = 256 * 1024
+#: A body must arrive within this many seconds.
 BODY_SECONDS = 10.0
 #: The most requests that may be in progress, not counting requests for the health.
 MOST_REQUESTS = 40

@@ -1,4 +1,4 @@
-"""The metrics of this process, for callers with a token: they name jobs and queues."""
+"""The metrics of this process. They name jobs and queues, so only callers with a token get them."""
 
 from fastapi import APIRouter
 from starlette.responses import Response

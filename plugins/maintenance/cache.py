@@ -25,10 +25,11 @@ from plugins.maintenance.application_redis import Client, scan
 #: An entry is deleted when it has been unused for longer than this.
 KEPT = timedelta(days=7)
 PATTERN = b"cache:*"
-#: Numbers in this range are seconds since 1970, from 9 September 2001 to 20 November 2286. An eight-digit number may be
-#: a date.
+#: Numbers in this range are seconds since 1970, from 9 September 2001 to 20 November 2286.
 SECONDS = (1e9, 1e10)
+#: Numbers in this range are milliseconds since 1970, for the same years.
 MILLISECONDS = (1e12, 1e13)
+#: A date, with or without separators.
 DATE = re.compile(r"\d{8}|\d{4}-\d{2}-\d{2}")
 #: A date and a time of day, as digits without separators.
 DIGITS = re.compile(r"(\d{8})(\d{4}|\d{6})")

@@ -11,12 +11,13 @@ from core.transport.messages import RUN_ID, NotAMessage, read
 from core.transport.redis.fate import Fate, fate
 from core.transport.redis.queues import Queues
 
-#: The number of keys in one step of SCAN, and the number of steps in one search. The next search continues where the
-#: last one ended.
+#: The number of keys in one step of SCAN.
 SCAN_COUNT = 500
+#: The number of steps in one search. The next search continues where this one ends.
 MOST_STEPS = 20
-#: The number of messages in one batch, and the number of batches in one call.
+#: The number of messages in one batch.
 BATCH = 200
+#: The number of batches in one call.
 MOST_BATCHES = 20
 
 #: Removes messages from a queue, unless another process has removed them. KEYS: list, bodies, dead letters, their

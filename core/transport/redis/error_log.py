@@ -8,9 +8,10 @@ from redis.exceptions import ReadOnlyError
 
 from core.observability.events import RedisRecovered, RedisTrouble, emit
 
-#: A failure is over when no error has occurred for ``QUIET_SECONDS``, so that a connection that drops again and again
-#: is one failure. A failure that lasts is logged every ``LOG_AGAIN_SECONDS``.
+#: A failure is over if no error has occurred for this many seconds, so that a connection that drops again and again is
+#: one failure.
 QUIET_SECONDS = 5.0
+#: A failure that lasts is logged again after this many seconds.
 LOG_AGAIN_SECONDS = 60.0
 
 

@@ -19,8 +19,9 @@ from dramatiq.common import dq_name, q_name
 from core.transport.messages import RUN_ID, NotAMessage, read
 from core.transport.redis.queues import Queues
 
-#: The number of keys in one step of SCAN, and the number of messages in one step of HSCAN.
+#: The number of keys in one step of SCAN.
 SCAN_COUNT = 500
+#: The number of messages in one step of HSCAN.
 BATCH = 200
 BODIES = ".msgs"
 DEAD_LETTERS = ".XQ"

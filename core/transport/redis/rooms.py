@@ -17,8 +17,9 @@ from core.transport.redis.queues import Queues
 #: Up to this many messages are sent without asking Redis for the window, if the queue had at most this many messages
 #: when this process last sent to it.
 FEW = 16
-#: How long an answer is used, and how long the process does not ask again after an error, in seconds.
+#: An answer is used for this many seconds.
 USED_SECONDS = 0.25
+#: After an error, the process does not ask again for this many seconds.
 ERROR_SECONDS = 1.0
 
 

@@ -16,8 +16,9 @@ UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\ud800-\udfff]")
 NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
 LINE_ENDS = re.compile(r"\r\n?|\u2028|\u2029")
 BLANK_LINES = re.compile(r"\n\s*\n\s*")
-#: The elements whose content is not for readers, and the elements that end a line.
+#: The elements whose content is not for readers.
 HIDDEN = {"script", "style", "head", "title"}
+#: The elements that begin or end a line.
 ENDS_LINE = {"br", "p", "div", "tr", "li", "ul", "ol", "table", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "hr"}
 TAG = re.compile(r"/?[A-Za-z][A-Za-z0-9]*")
 

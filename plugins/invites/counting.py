@@ -1,6 +1,6 @@
 """The steps of one run of ``sync-redemption-counts``; see ``counters.py`` for why they are safe."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
@@ -16,19 +16,27 @@ def sync_counts(session: Session, redis: Client, now: datetime, *, checkpoint: C
     by which counters were too small (``missing``) or too large (``surplus``). Raises NaiveTime.
     """
     require_aware(now=now)
-    counts = {"added": 0, "unreadable": 0, "corrected": 0, "missing": 0, "surplus": 0}
-    taken = counters.take(redis)
-    if taken is not None and taken.age >= SETTLED:
-        counts["added"] = counters.add(session, taken, now)
-        counts["unreadable"] = taken.unreadable
-        checkpoint(counts)
-        counters.forget(redis, taken.batch)
-        counters.take(redis)
+    counts = {**add_counts(session, redis, now, checkpoint=checkpoint), "corrected": 0, "missing": 0, "surplus": 0}
     for wrong in correct_counts(session, redis, now):
         counts["corrected"] += 1
         counts["missing"] += max(wrong.redeemed - wrong.counted, 0)
         counts["surplus"] += max(wrong.counted - wrong.redeemed, 0)
     counters.prune(session, now)
+    return counts
+
+
+def add_counts(
+    session: Session, redis: Client, now: datetime, *, checkpoint: Checkpoint, settled: timedelta = SETTLED
+) -> dict[str, int]:
+    """Add the pending batch to the codes if it has been pending for ``settled``, and take the next one."""
+    counts = {"added": 0, "unreadable": 0}
+    taken = counters.take(redis)
+    if taken is None or taken.age < settled:
+        return counts
+    counts = {"added": counters.add(session, taken, now), "unreadable": taken.unreadable}
+    checkpoint(counts)  # the batch is deleted only after its commit
+    counters.forget(redis, taken.batch)
+    counters.take(redis)
     return counts
 
 

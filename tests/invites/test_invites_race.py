@@ -1,4 +1,4 @@
-"""Many people ask for few seats at the same moment: 60 people with INVITES_ASKERS unset, which is the size for CI."""
+"""Many people ask for few seats at the same moment: 40 people with INVITES_ASKERS unset, which is the size for CI."""
 
 import os
 import random
@@ -17,7 +17,7 @@ from plugins.invites.outcomes import begin, confirm, refuse
 pytestmark = pytest.mark.slow
 
 #: A quarter of them get seats.
-ASKERS, THREADS = int(os.environ.get("INVITES_ASKERS", "60")), 20
+ASKERS, THREADS = int(os.environ.get("INVITES_ASKERS", "40")), 20
 
 
 def ask(engine, code, numbers):
@@ -37,17 +37,17 @@ def in_line(session):
 
 
 def test_the_seats_go_to_the_first_and_the_others_wait_in_order(world, database):
-    few = round(ASKERS / 12)
-    for name, seats in (("red", few), ("blue", 2 * few)):
-        world.team(name, seats=seats)
+    seats = ASKERS // 4
+    world.team("red", seats=seats // 3)
+    world.team("blue", seats=seats - seats // 3)
     code = world.code(uses=ASKERS)
 
     in_threads(THREADS, lambda index: ask(database, code, range(index, ASKERS, THREADS)))
 
     rows = in_line(world.session)
-    assert [state for _, state in rows] == ["placed"] * 3 * few + ["waiting"] * (ASKERS - 3 * few)
-    assert world.taken() == {"blue": 2 * few, "red": few}
-    assert len(world.open_requests("invite")) == len(world.runs("process-invite")) == 3 * few
+    assert [state for _, state in rows] == ["placed"] * seats + ["waiting"] * (ASKERS - seats)
+    assert world.taken() == {"blue": seats - seats // 3, "red": seats // 3}
+    assert len(world.open_requests("invite")) == len(world.runs("process-invite")) == seats
     check(world.session)
 
 

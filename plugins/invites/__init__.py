@@ -6,7 +6,7 @@ work.
 
 from pathlib import Path
 
-from core import Job, PluginSettings, hookimpl
+from core import Command, Job, PluginSettings, Route, hookimpl
 from plugins.invites import jobs
 from plugins.invites.addresses import normalize
 from plugins.invites.asking import Answer, leave_waiting
@@ -76,6 +76,25 @@ class Invites:
     @hookimpl
     def register_migrations(self) -> Path:
         return Path(__file__).parent / "migrations"
+
+    @hookimpl
+    def register_commands(self) -> list[Command]:
+        about = "List and change teams with their seats, and the people who wait for one."
+        return [Command("invites", "plugins.invites.commands:invites", about)]
+
+    @hookimpl
+    def register_routes(self) -> list[Route]:
+        return [
+            Route("GET", "/teams", "plugins.invites.routes:list_teams", "viewer"),
+            Route("GET", "/teams/{name}/seats", "plugins.invites.routes:list_seats", "viewer"),
+            Route("POST", "/teams/{name}/seats", "plugins.invites.routes:set_seats", "operator"),
+            Route("POST", "/teams/{name}/remove", "plugins.invites.routes:remove", "operator"),
+            Route("POST", "/teams/{name}/move", "plugins.invites.routes:move", "operator"),
+            Route("GET", "/waiting", "plugins.invites.routes:list_waiting", "viewer"),
+            Route("GET", "/requests/unknown", "plugins.invites.routes:list_unknown", "viewer"),
+            Route("POST", "/batches/preview", "plugins.invites.routes:preview", "operator"),
+            Route("POST", "/batches", "plugins.invites.routes:import_list", "operator"),
+        ]
 
     @hookimpl
     def register_settings(self) -> type[PluginSettings]:

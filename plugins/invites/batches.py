@@ -126,7 +126,7 @@ def _known(session: Session, emails: list[str], pool: str) -> dict[str, str]:
 
 def _ask(session: Session, emails: list[str], pool: str, batch_id: int, days: int | None, now: datetime) -> None:
     """Put many people at the end of the waiting list, in order, with one statement."""
-    people = func.unnest(cast(emails, ARRAY(Text))).table_valued("email", with_ordinality="line")
+    people = func.unnest(cast(emails, ARRAY(Text))).table_valued("email", with_ordinality="line").render_derived()
     columns = [Waiting.email, Waiting.pool, Waiting.priority, Waiting.batch_id, Waiting.days]
     rows = select(people.c.email, literal(pool), literal(OF_BATCHES), literal(batch_id), literal(days)).order_by(
         people.c.line

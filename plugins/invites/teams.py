@@ -83,10 +83,10 @@ def list_teams(session: Session) -> Sequence[Team]:
     return session.scalars(select(Team).order_by(Team.pool, Team.name)).all()
 
 
-def list_seats(session: Session, team: Team) -> Sequence[Seat]:
-    """Return the seats of a team that are taken, the oldest first."""
-    taken = select(Seat).where(Seat.team_id == team.id, Seat.state != SeatState.FREED)
-    return session.scalars(taken.order_by(Seat.id)).all()
+def list_seats(session: Session, team: Team, *, after: int = 0, limit: int = 1000) -> Sequence[Seat]:
+    """Return the seats of a team that are taken, the oldest first, beginning after the seat ``after``."""
+    taken = select(Seat).where(Seat.team_id == team.id, Seat.state != SeatState.FREED, Seat.id > after)
+    return session.scalars(taken.order_by(Seat.id).limit(limit)).all()
 
 
 def lock_team(session: Session, name: str) -> Team:

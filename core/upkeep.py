@@ -1,4 +1,5 @@
-"""The core's own plugin: the ledger's tables, the jobs that delete old rows, and the job that compares schedules."""
+"""The core's own plugin: the ledger's tables, and the jobs that delete old rows and messages, compare schedules, and
+carry out operations."""
 
 from datetime import timedelta
 from pathlib import Path

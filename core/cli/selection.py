@@ -29,8 +29,8 @@ def filtering(command: Callable[..., Any], *, by_reason: str = "--reason") -> Ca
         click.option("--job", metavar="JOB", help="Runs of this job."),
         click.option("--plugin", metavar="PLUGIN", help="Runs of this plugin's jobs."),
         click.option("--queue", metavar="QUEUE", help="Runs on this queue."),
-        click.option("--since", metavar="TIME", help="Runs that ended (or were queued) since then: 2h (ago), 03:00."),
-        click.option("--until", metavar="TIME", help="Runs that ended (or were queued) before then."),
+        click.option("--since", metavar="TIME", help="Runs that ended (or were queued) after this: 2h (ago), 03:00."),
+        click.option("--until", metavar="TIME", help="Runs that ended (or were queued) before this time."),
         click.option("--error", metavar="TEXT", help="Runs whose error contains this text."),
         click.option(by_reason, "reason", metavar="REASON", help="Runs with this reason, such as crashes."),
     ]

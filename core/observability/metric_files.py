@@ -10,9 +10,9 @@ from pathlib import Path
 
 from core.observability import metric_folder
 
-#: The names of files whose values end with their process.
+#: The names of files whose values are dropped when the process of the file ends.
 LIVE = re.compile(r"gauge_live\w+_(\d+)\.db")
-#: The names of files whose values are kept after the end of their process.
+#: The names of files whose values are kept when the process of the file ends.
 LASTING = re.compile(r"(counter|histogram|gauge_mostrecent)_(\d+)\.db")
 #: The process id in the names of merged files. No process has this id.
 THE_DEAD = 0

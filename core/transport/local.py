@@ -152,7 +152,7 @@ class LocalCarrier:
         """Do nothing, since no other process sends messages."""
 
     def oldest_urgent_runs(self, queue: str, priority: int) -> tuple[bool, list[int]]:
-        """Answer the same as ``oldest_runs``."""
+        """Answer as ``oldest_runs`` does."""
         return True, []
 
     def demote(self, queue: str) -> None:

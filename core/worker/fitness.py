@@ -23,7 +23,7 @@ from core.transport.redis import ownership
 ANSWER_SECONDS = 2.0
 #: The interval of the checks until all servers have answered.
 AGAIN_SECONDS = 5.0
-#: The interval of the checks of Redis after that.
+#: The interval of the checks of Redis when all servers have answered.
 REDIS_AGAIN_SECONDS = 60.0
 NO_JOBS = Registry()
 

@@ -27,16 +27,20 @@ from plugins.invites.errors import (
     UnknownMember,
     UnknownTeam,
 )
+from plugins.invites.gateway_jobs import limited_jobs
 from plugins.invites.members import extend, remove_member
 from plugins.invites.moves import move_member
+from plugins.invites.orphans import UnknownOrphan, keep_orphan, list_orphans, remove_orphan
 from plugins.invites.settings import InvitesSettings
 from plugins.invites.teams import add_team, close_team, open_team, set_seats
+from plugins.invites.webhooks import BadWebhook, record_webhook
 
 __all__ = [
     "AlreadyThere",
     "Answer",
     "BadAddress",
     "BadValue",
+    "BadWebhook",
     "CodeRefused",
     "Invites",
     "InvitesError",
@@ -48,6 +52,7 @@ __all__ = [
     "TeamFull",
     "TeamTaken",
     "UnknownMember",
+    "UnknownOrphan",
     "UnknownTeam",
     "add_code",
     "add_team",
@@ -55,13 +60,17 @@ __all__ = [
     "count_redemption",
     "extend",
     "invite_many",
+    "keep_orphan",
     "leave_waiting",
+    "list_orphans",
     "move_member",
     "normalize",
     "open_team",
     "preview",
+    "record_webhook",
     "redeem",
     "remove_member",
+    "remove_orphan",
     "set_seats",
 ]
 
@@ -71,7 +80,12 @@ class Invites:
 
     @hookimpl
     def register_jobs(self) -> list[Job]:
-        return [jobs.consume_waiting_queue, jobs.cleanup_expired_users, jobs.sync_redemption_counts]
+        return [
+            jobs.consume_waiting_queue,
+            jobs.cleanup_expired_users,
+            jobs.sync_redemption_counts,
+            *limited_jobs(InvitesSettings.current()),
+        ]
 
     @hookimpl
     def register_migrations(self) -> Path:

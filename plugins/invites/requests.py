@@ -7,7 +7,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from core import enqueue_many
-from plugins.invites.models import Request, RequestKind, RequestState
+from plugins.invites.models import Request, RequestKind, RequestState, Seat
 
 PROCESS = "process-invite"
 #: The outcome of a request in these states is open.
@@ -17,9 +17,12 @@ OPEN = (RequestState.NEW, RequestState.SENT, RequestState.UNKNOWN)
 def add_requests(session: Session, kind: RequestKind, seat_ids: Sequence[int], now: datetime, *, priority: int) -> None:
     """Add a request for each seat, and request runs that send them when ``session`` commits."""
     rows = [{"kind": kind, "seat_id": seat_id, "created_at": now, "changed_at": now} for seat_id in seat_ids]
-    added = insert(Request).returning(Request.id, sort_by_parameter_order=True)
-    ids = [str(request_id) for request_id in session.scalars(added, rows)]
-    enqueue_many(session, PROCESS, [{"request_id": each} for each in ids], keys=ids, priority=priority)
+    added = insert(Request).returning(Request.id, Request.seat_id, sort_by_parameter_order=True)
+    made = session.execute(added, rows).all()
+    of_seats = session.execute(select(Seat.id, Seat.team_id).where(Seat.id.in_(seat_ids)))
+    teams = {row.id: row.team_id for row in of_seats}
+    args = [{"request_id": str(request.id), "team_id": teams[request.seat_id]} for request in made]
+    enqueue_many(session, PROCESS, args, keys=[str(request.id) for request in made], priority=priority)
 
 
 def open_request(session: Session, seat_id: int, kind: RequestKind) -> Request | None:

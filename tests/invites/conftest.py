@@ -2,23 +2,21 @@
 longer.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
-from uuid import UUID
+from collections.abc import Callable, Iterator
 
 import pytest
+from invites_office import Office
 from invites_world import World
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from core import Run, job
 from core import database as databases
-from core.jobs.registry import Registry
-from core.plugins import loading
-from core.testing import create_database, drop_database
+from core.testing import RunJob, create_database, drop_database
 from plugins.invites.models import Base
+from plugins.invites.settings import InvitesSettings
+from tests.support.simulated_gateway import GatewayProcess, gateway_process
 
-TABLES = ", ".join([*Base.metadata.tables, "rota_runs", "rota_limits"])
+TABLES = ", ".join([*Base.metadata.tables, "rota_runs", "rota_limits", "rota_closings"])
 NAME, CRASHED = "test_invites", "test_invites_crashed"
 
 
@@ -56,20 +54,29 @@ def world(session: Session) -> World:
     return World(session)
 
 
-@pytest.fixture(autouse=True)
-def _requests_can_be_made() -> Iterator[None]:
-    """Let requests be enqueued, although these tests do not send them to a gateway."""
-    found = loading.current()
-    if "process-invite" in found:
-        yield
-        return
-    plugins = [
-        replace(each, jobs=(*each.jobs, process_invite)) if each.name == "invites" else each for each in found.plugins
-    ]
-    with loading.using(Registry(tuple(plugins))):
-        yield
+@pytest.fixture
+def configure(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Return a function that sets settings of the plugin: ``configure(remove_orphans="true")``."""
+
+    def set_them(**settings: str) -> None:
+        for name, value in settings.items():
+            monkeypatch.setenv(InvitesSettings.prefix + name.upper(), value)
+        InvitesSettings.forget()
+
+    yield set_them
+    InvitesSettings.forget()
 
 
-@job("process-invite", queue="invites")
-def process_invite(run: Run, request_id: UUID) -> None:
-    """Stand for the job that sends a request."""
+@pytest.fixture(scope="session")
+def gateway_server() -> Iterator[GatewayProcess]:
+    """Yield a gateway in a process of its own, with pages of ten members."""
+    with gateway_process("--page", "10", token="sesame-token") as running:
+        yield running
+
+
+@pytest.fixture
+def office(gateway_server: GatewayProcess, world: World, run_job: RunJob, configure: Callable[..., None]) -> Office:
+    """Return a service whose gateway has no teams and no faults."""
+    gateway_server.control("reset")
+    configure(gateway=gateway_server.url, gateway_token="sesame-token")
+    return Office(world, gateway_server, run_job)

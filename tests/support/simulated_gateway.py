@@ -43,6 +43,10 @@ class GatewayProcess:
         """Let the next requests of a sort have these faults, one each."""
         self.control("faults", [{"on": on, "kind": kind, "seconds": seconds} for kind in kinds])
 
+    def find(self, team: str, email: str) -> bool:
+        """Return whether a team has a person."""
+        return email in self.control("members", {"team": team})
+
     def sent(self) -> dict[tuple[str, str], int]:
         """Return how many invitations each person was sent, by the gateway's own count."""
         return {(team, email): times for team, email, times in self.control("sent")}

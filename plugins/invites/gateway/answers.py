@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 
+from plugins.invites.addresses import normalize
+from plugins.invites.errors import BadAddress
 from plugins.invites.gateway.connection import Answer
 from plugins.invites.gateway.errors import IncompleteListing, ReadFailed
 from plugins.invites.gateway.gateway import Member
@@ -69,18 +71,25 @@ def member(body: object) -> Member | None:
     email, state = body.get("email"), body.get("state")
     if not isinstance(email, str) or not isinstance(state, str) or state not in STATES:
         return None
-    return Member(email.strip().lower(), STATES[state])
+    return Member(spelled(email), STATES[state])
+
+
+def spelled(email: str) -> str:
+    """Return an address as this plugin spells it; one that it would refuse, at least in lower case."""
+    try:
+        return normalize(email)
+    except BadAddress:
+        return email.strip().lower()
 
 
 def page(name: str, answer: Answer) -> Page:
     """Return one page of a listing. Raises IncompleteListing if any part of it cannot be read."""
     listed, total, following = (answer.body.get(each) for each in ("members", "total", "next"))
-    found = [member(each) for each in listed] if isinstance(listed, list) else [None]
-    readable = [each for each in found if each is not None]
     is_cursor = (following is None or isinstance(following, str)) and "next" in answer.body
-    if len(readable) < len(found) or not isinstance(total, int) or not is_cursor:
+    found = [member(each) for each in listed] if isinstance(listed, list) else [None]
+    if None in found or not isinstance(listed, list) or not isinstance(total, int) or not is_cursor:
         raise IncompleteListing(f"{name} has sent a page of members that cannot be read")
-    return Page(readable, total, following)
+    return Page({raw["email"]: each for raw, each in zip(listed, found, strict=True) if each}, total, following)
 
 
 def code_of(answer: Answer) -> str:

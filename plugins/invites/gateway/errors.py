@@ -2,6 +2,8 @@
 
 GatewayError          a RotaError
 ├── BadGateway        the settings name no gateway that can be used
+├── RequestNotSent    the gateway has not taken a request
+├── OutcomeUnknown    a request may or may not have been carried out
 └── ReadFailed        what the gateway has could not be read
     └── IncompleteListing
 """
@@ -21,6 +23,14 @@ class BadGateway(GatewayError):
     def __init__(self, problem: str) -> None:
         super().__init__(f"ROTA_INVITES_GATEWAY {problem}")
         self.problem = problem
+
+
+class RequestNotSent(GatewayError):
+    """The gateway has not taken a request, and a person may have to act. The request is sent again."""
+
+
+class OutcomeUnknown(GatewayError):
+    """A request may or may not have been carried out. It is sent again with the same id."""
 
 
 class ReadFailed(GatewayError):

@@ -4,7 +4,7 @@ A listing of several pages is not one moment: a member may move to a page that w
 members must be the same on every page, and must be the number of the members that the pages have.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from plugins.invites.gateway.errors import IncompleteListing
@@ -16,9 +16,11 @@ MOST_PAGES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some members, the number of all members, and the cursor of the next page, or None after the last page."""
+    """Some members by their addresses as the gateway writes them, the number of all members, and the cursor of the next
+    page, or None after the last page.
+    """
 
-    members: Sequence[Member]
+    members: Mapping[str, Member]
     total: int
     following: str | None
 
@@ -35,12 +37,12 @@ class Listing:
         found: dict[str, Member] = {}
         totals: set[int] = set()
         for page in self._pages():
-            found.update((member.email, member) for member in page.members)
+            found.update(page.members)
             totals.add(page.total)
         if totals != {len(found)}:
             told = " and then ".join(map(str, sorted(totals)))
             raise IncompleteListing(f"{self.name} has listed {len(found)} members of a team of {told}")
-        return found
+        return {member.email: member for member in found.values()}
 
     def _pages(self) -> Iterator[Page]:
         cursor: str | None = None

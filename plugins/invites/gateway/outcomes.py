@@ -9,10 +9,14 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The gateway has confirmed the change. ``already`` says that there was nothing left to change."""
+    """The gateway has confirmed the change. ``already`` says that there was nothing left to change.
+
+    ``has_accepted`` says that the invited person is known to be a member already.
+    """
 
     status: int
     already: bool = False
+    has_accepted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ KINDS = {
     "slow": "does the work, and sends the answer byte by byte",
     "forget": "forgets all ids, and then works as usual",
     "omit_page": "leaves the first page out of a listing",
+    "hide_one": "leaves the first member out of a page of a listing, and counts one less",
     "none": "no fault",
 }
 
@@ -52,6 +53,12 @@ class Faults:
         """Let each request have a fault with the probability ``share``, in an order that ``seed`` decides."""
         with self.lock:
             self.share, self.kinds, self.dice = share, kinds, random.Random(seed)
+
+    def reset(self) -> None:
+        """Have no faults."""
+        with self.lock:
+            self.ordered.clear()
+            self.kinds = ()
 
     def take(self, request: str) -> Mapping[str, Any]:
         """Return the fault of the next request of a sort."""

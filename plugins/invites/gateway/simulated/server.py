@@ -44,6 +44,13 @@ class SimulatedGateway(ThreadingHTTPServer):
         """Say nothing about a client that has gone."""
 
 
+def without_one(reply: Reply) -> Reply:
+    """Leave the first member out of a page, and count one less."""
+    if reply.status != 200:
+        return reply
+    return Reply(200, {**reply.body, "members": reply.body["members"][1:], "total": reply.body["total"] - 1})
+
+
 class Handling(BaseHTTPRequestHandler):
     """The requests of one connection."""
 
@@ -95,10 +102,17 @@ class Handling(BaseHTTPRequestHandler):
                 return self.server.teams.put_team(body["team"], body["seats"], body.get("members", {}))
             case "accept":
                 return self.server.teams.accept(body["team"], body["email"])
+            case "leave":
+                return self.server.teams.leave(body["team"], body["email"])
+            case "members":
+                return self.server.teams.everybody(body["team"])
             case "faults":
                 self.server.faults.order(body)
             case "chance":
                 self.server.faults.choose(body["share"], body["kinds"], body["seed"])
+            case "reset":
+                self.server.teams.reset()
+                self.server.faults.reset()
             case "sent":
                 return self.server.teams.sent()
         return Reply(200, {})
@@ -119,6 +133,8 @@ class Handling(BaseHTTPRequestHandler):
                 self._send(work())
             case "omit_page":
                 self._send(self._without_first_page(work()))
+            case "hide_one":
+                self._send(without_one(work()))
             case _:
                 self._spoil(kind, seconds, work())
 

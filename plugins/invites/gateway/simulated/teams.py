@@ -98,6 +98,24 @@ class Teams:
             rows.execute("UPDATE members SET state = 'member' WHERE team = ? AND email = ?", (team, email))
         return Reply(200, {})
 
+    def leave(self, team: str, email: str) -> Reply:
+        """Let a person leave a team."""
+        with self.transaction() as rows:
+            rows.execute("DELETE FROM members WHERE team = ? AND email = ?", (team, email))
+        return Reply(200, {})
+
+    def everybody(self, team: str) -> Reply:
+        """Return the states of all members by their addresses."""
+        with self.transaction() as rows:
+            found = rows.execute("SELECT email, state FROM members WHERE team = ?", (team,)).fetchall()
+        return Reply(200, dict(found))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        with self.transaction() as rows:
+            for table in ("teams", "members", "ids", "sent"):
+                rows.execute(f"DELETE FROM {table}")  # noqa: S608 — constants
+
     def forget_ids(self) -> None:
         """Forget all ids, as if they had expired."""
         with self.transaction() as rows:

@@ -17,12 +17,10 @@ from functools import lru_cache
 from typing import Any
 
 import psycopg2
-from psycopg2.errors import ReadOnlySqlTransaction
-from psycopg2.extensions import connection as DriverConnection
-from psycopg2.extensions import cursor as DriverCursor
+from psycopg2.errors import InvalidSqlStatementName, ReadOnlySqlTransaction
 from psycopg2.extensions import encodings
 
-from core import forks
+from core.round_trips import OneTripConnection, OwnCursor
 
 #: Statements that may change the session. ``SET LOCAL`` and ``SET TRANSACTION`` are not among them, since their effect
 #: ends with the transaction.
@@ -60,7 +58,7 @@ def marks(statement: str) -> tuple[bool, bool]:
     return bool(LEAVES.search(statement)), bool(FORGETS.search(statement))
 
 
-class WatchedCursor(DriverCursor):
+class WatchedCursor(OwnCursor):
     """A cursor that shows every statement to its connection before executing it."""
 
     connection: "WatchedConnection"
@@ -73,7 +71,6 @@ class WatchedCursor(DriverCursor):
         except psycopg2.Error as error:
             self.connection.judge(error)
             raise
-        self.connection.has_answered = True
 
     def executemany(self, query: Any, vars_list: Any) -> None:
         """Execute ``query`` for each of ``vars_list``."""
@@ -91,15 +88,7 @@ class WatchedCursor(DriverCursor):
         return super().callproc(procname, parameters)
 
 
-class OwnConnection(DriverConnection):
-    """A connection of this process alone: a child process that a job forks closes its copy."""
-
-    def __init__(self, dsn: str, **options: Any) -> None:
-        super().__init__(dsn, **options)
-        forks.keep_from_children(self)
-
-
-class WatchedConnection(OwnConnection):
+class WatchedConnection(OneTripConnection):
     """A connection that knows whether its session may differ from a new session."""
 
     def __init__(self, dsn: str, **options: Any) -> None:
@@ -113,8 +102,6 @@ class WatchedConnection(OwnConnection):
         #: The database's default isolation level. The session's own default is always READ COMMITTED; see
         #: ``core.database``.
         self.default_isolation = READ_COMMITTED
-        #: Whether a statement has been answered since the connection was taken from the pool.
-        self.has_answered = False
         #: The owner of the connection while it is out of the pool. ``disconnect`` cuts the connection only for its
         #: owner.
         self.owner: object = None
@@ -138,6 +125,21 @@ class WatchedConnection(OwnConnection):
             error.blame = CUT  # type: ignore[attr-defined]
         elif isinstance(error, ReadOnlySqlTransaction) and self.readonly is None:
             error.blame = REFUSED  # type: ignore[attr-defined]
+
+    def judge_own(self, error: psycopg2.Error) -> None:
+        """Set ``blame`` on an error of one of Rota's own statements."""
+        self.judge(error)
+        if isinstance(error, InvalidSqlStatementName):  # a function executed DEALLOCATE
+            self.is_touched = True
+            error.blame = FORGOTTEN  # type: ignore[attr-defined]
+
+    def commit(self) -> None:
+        """Commit the transaction. Raises psycopg2.Error."""
+        try:
+            super().commit()
+        except psycopg2.Error as error:
+            self.judge_own(error)
+            raise
 
     def taken(self) -> bool:
         """Remember that the connection was taken from the pool. Return False if the server has closed it."""
@@ -194,8 +196,7 @@ class WatchedConnection(OwnConnection):
     @property
     def is_clean(self) -> bool:
         """Whether the session is as it was at ``begin_clean``, as far as the client knows without a query."""
-        is_plain = self.isolation_level is None and self.readonly is None and self.deferrable is None
-        return not self.is_touched and is_plain and not self.autocommit and self._told() == self._reported
+        return not self.is_touched and self.is_plain and not self.autocommit and self._told() == self._reported
 
     def _told(self) -> list[str | None]:
         return [self.get_parameter_status(name) for name in REPORTED]

@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, PoolProxiedConnection, PoolResetState, QueuePool
 
 from core import forks, settings
-from core.connections import READ_COMMITTED, REFUSED, OwnConnection, WatchedConnection
+from core.connections import READ_COMMITTED, REFUSED, WatchedConnection
+from core.round_trips import OwnConnection
 
 #: The errors that SQLAlchemy raises if PostgreSQL cannot be reached. A DBAPIError can have other causes too;
 #: ``is_of_server`` distinguishes them.

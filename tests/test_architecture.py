@@ -24,6 +24,7 @@ LAYERS = [  # a room imports from its own line or from a line below it
     {"observability", "tables"},
     {"jobs", "service_redis", "settings"},
     {"clock", "connections", "errors"},
+    {"round_trips"},
     {"forks"},
 ]
 HEIGHT = {name: -depth for depth, names in enumerate(LAYERS) for name in names}

@@ -83,7 +83,12 @@ def hold(session: Session | Connection, lease: Lease, progress: str | None = Non
     else:
         held = HOLD.rows(session, lease.run_id, lease.token, lease.process_id, progress)
     if not held:
-        raise LeaseLost(f"this worker no longer owns run {lease.run_id} of job {lease.job!r} (token {lease.token})")
+        raise lost(lease)
+
+
+def lost(lease: Lease) -> LeaseLost:
+    """Return the error for a lease that is not good any longer."""
+    return LeaseLost(f"this worker no longer owns run {lease.run_id} of job {lease.job!r} (token {lease.token})")
 
 
 def is_held(connection: Connection, lease: Lease) -> bool:

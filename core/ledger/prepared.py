@@ -8,19 +8,20 @@ Statements that run in a job's own session have ``ledger.`` before each table, s
 ``search_path``. The ledger's schema replaces this word.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import psycopg2
-from psycopg2.errors import InvalidSqlStatementName
 from psycopg2.extensions import cursor as DriverCursor
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from core.connections import FORGOTTEN, WatchedConnection
+from core.connections import WatchedConnection
+from core.round_trips import OwnCursor
 
 
 def qualified(statement: str, connection: Connection) -> str:
@@ -64,10 +65,21 @@ class Prepared:
         """
         return execute(on, (former, self), f"{former._execute}; {self._execute}", (*former_values, *values))
 
+    def at_commit(self, session: Session, *values: Any) -> bool:
+        """Let the commit of ``session`` execute the statement and COMMIT in one round trip. The rows are lost.
+
+        Return False, without any effect, if the transaction has begun in a way that does not allow this. The commit
+        raises the statement's error.
+        """
+        with cursor_with((self,), session.connection()) as cursor:
+            if cursor.connection.can_commit_with_statement:
+                cursor.connection.at_commit(cursor.mogrify(self._execute, values))
+                return True
+        return False
+
     def make(self, cursor: DriverCursor, connection: Connection, driver: WatchedConnection) -> None:
         """Prepare the statement on a connection that has not prepared it yet."""
         cursor.execute(qualified(self._prepare, connection))
-        driver.has_answered = True
         driver.prepared.add(self.name)
 
 
@@ -75,27 +87,31 @@ def execute(
     on: Connection | Session, statements: Sequence[Prepared], command: str, values: tuple[Any, ...]
 ) -> list[tuple[Any, ...]]:
     """Execute a command with prepared statements. Return the rows of the last statement. Raises DBAPIError."""
-    connection = on.connection() if isinstance(on, Session) else on
+    with cursor_with(statements, on.connection() if isinstance(on, Session) else on) as cursor:
+        cursor.execute(command, values)
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
+
+
+@contextmanager
+def cursor_with(statements: Sequence[Prepared], connection: Connection) -> Iterator[OwnCursor]:
+    """Yield a cursor on a connection that has prepared ``statements``. Raises DBAPIError instead of psycopg2's error.
+
+    The cursor is not watched, since Rota's own statements do not change the session.
+    """
     driver: WatchedConnection = connection.connection.dbapi_connection  # type: ignore[assignment]
     try:
-        # This cursor is not watched, since Rota's own statements do not change the session.
-        with driver.cursor(cursor_factory=DriverCursor) as cursor:
+        with driver.cursor(cursor_factory=OwnCursor) as cursor:
             for statement in statements:
                 if statement.name not in driver.prepared:
                     statement.make(cursor, connection, driver)
-            cursor.execute(command, values)
-            driver.has_answered = True
-            return cursor.fetchall()
+            yield cursor
     except psycopg2.Error as error:
-        driver.judge(error)
+        driver.judge_own(error)
         raise _explained(statements[-1].name, error, connection, driver) from error
 
 
 def _explained(name: str, error: psycopg2.Error, connection: Connection, driver: WatchedConnection) -> BaseException:
-    is_gone = bool(driver.closed)
-    if is_gone:
+    if is_gone := bool(driver.closed):
         connection.invalidate(error)
-    elif isinstance(error, InvalidSqlStatementName):  # a function executed DEALLOCATE: prepare again
-        driver.is_touched = True
-        error.blame = FORGOTTEN  # type: ignore[attr-defined]
     return DBAPIError.instance(name, None, error, psycopg2.Error, hide_parameters=True, connection_invalidated=is_gone)

@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from types import MappingProxyType
 
+from psycopg2.errors import DivisionByZero
 from sqlalchemy import Connection, TextClause, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from core.ledger import attempts
@@ -62,6 +64,21 @@ SUCCEED = Prepared(
     UPDATE ledger.rota_runs AS run
     SET state = 'succeeded', result = $4::jsonb, error = NULL, process_id = NULL, finished_at = clock_timestamp()
     WHERE {LEASE_IS_GOOD} RETURNING CASE WHEN run.exclusive THEN {HAS_WAITING.format("ledger.")} ELSE false END
+    """,  # noqa: S608 — constants
+)
+
+#: ``SUCCEED`` for a run without a result that no other run waits for. It divides by zero if the lease is lost, so
+#: that PostgreSQL does not execute the COMMIT that follows in the same round trip.
+SUCCEED_OR_FAIL = Prepared(
+    "rota_succeed_or_fail",
+    ("bigint", "bigint", "bigint"),
+    f"""
+    WITH succeeded AS (
+        UPDATE ledger.rota_runs AS run
+        SET state = 'succeeded', result = NULL, error = NULL, process_id = NULL, finished_at = clock_timestamp()
+        WHERE {LEASE_IS_GOOD} RETURNING run.id
+    )
+    SELECT 1 / count(*) FROM succeeded
     """,  # noqa: S608 — constants
 )
 
@@ -271,6 +288,20 @@ def succeed(session: Session | Connection, lease: Lease, result: str | None, log
     is_first = lease.attempt == 1
     rows = SUCCEED.rows(session, *values) if is_first else SUCCEED_AFTER_ANOTHER.rows(session, *values, log)
     return bool(rows[0][0]) if rows else None
+
+
+def succeed_at_commit(session: Session, lease: Lease) -> bool:
+    """Let the commit of ``session`` record success in the same round trip. Return False if that is not possible.
+
+    Only for the first attempt of a run that may overlap and has no result. If the lease is lost, the commit raises an
+    error for which ``may_have_lost`` is true.
+    """
+    return SUCCEED_OR_FAIL.at_commit(session, lease.run_id, lease.token, lease.process_id)
+
+
+def may_have_lost(error: DBAPIError) -> bool:
+    """Return whether a commit may have failed because the lease is lost. A job's own trigger may divide by zero too."""
+    return isinstance(error.orig, DivisionByZero)
 
 
 def succeed_many(

@@ -234,9 +234,21 @@ class DatabaseSession(Layer):
             return State.SUCCEEDED
         session = work.session
         session.flush()
-        with refusing_result():
-            is_awaited = runs.succeed(session, lease, body, log)
-        execution.is_awaited = awaited(is_awaited, lease)
+        is_plain = body is None and lease.attempt == 1 and not execution.job.exclusive
+        if not (is_plain and runs.succeed_at_commit(session, lease)):
+            with refusing_result():
+                is_awaited = runs.succeed(session, lease, body, log)
+            execution.is_awaited = awaited(is_awaited, lease)
         session.mark_fenced()
-        session.commit()
+        self._commit(session, lease)
         return State.SUCCEEDED
+
+    def _commit(self, session: JobSession, lease: Lease) -> None:
+        try:
+            session.commit()
+        except DBAPIError as error:
+            if runs.may_have_lost(error) and not self._recorder.record(
+                lease, lambda connection: leases.is_held(connection, lease)
+            ):
+                raise leases.lost(lease) from error
+            raise

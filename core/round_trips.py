@@ -1,0 +1,203 @@
+"""Transactions in fewer round trips than psycopg2 needs.
+
+psycopg2 sends BEGIN and COMMIT in round trips of their own. Here, BEGIN travels with the first statement of a
+transaction, and COMMIT can travel with the last. While such a transaction is open, psycopg2 itself is in autocommit.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import STATUS_BEGIN, STATUS_READY, TRANSACTION_STATUS_IDLE
+from psycopg2.extensions import connection as DriverConnection
+from psycopg2.extensions import cursor as DriverCursor
+from psycopg2.sql import SQL
+
+from core import forks
+
+BEGIN = "BEGIN; "
+#: psycopg2's own properties, which ``OneTripConnection`` replaces.
+AUTOCOMMIT: Any = DriverConnection.autocommit
+STATUS: Any = DriverConnection.status
+
+
+class OwnConnection(DriverConnection):
+    """A connection of this process alone: a child process that a job forks closes its copy."""
+
+    def __init__(self, dsn: str, **options: Any) -> None:
+        super().__init__(dsn, **options)
+        forks.keep_from_children(self)
+
+
+def _outside_transactions(name: str) -> Any:
+    """Return psycopg2's property ``name``, which refuses to be set in a transaction that psycopg2 does not know."""
+    plain = getattr(DriverConnection, name)
+
+    def read(connection: "OneTripConnection") -> Any:
+        return plain.__get__(connection)
+
+    def write(connection: "OneTripConnection", value: Any) -> None:
+        connection.refuse_in_transaction(name)
+        plain.__set__(connection, value)
+
+    return property(read, write)
+
+
+class OneTripConnection(OwnConnection):
+    """A connection that sends BEGIN and COMMIT together with other statements.
+
+    It behaves as psycopg2 otherwise. Only ``OwnCursor.execute`` opens a transaction in this way. If a transaction
+    begins with anything else, such as COPY, psycopg2 sends BEGIN and COMMIT itself.
+    """
+
+    #: Whether a statement has been answered since the connection was taken from the pool.
+    has_answered = False
+    #: Whether a transaction is open whose BEGIN psycopg2 has not sent.
+    _is_open = False
+    _at_commit = b""
+
+    isolation_level = _outside_transactions("isolation_level")
+    readonly = _outside_transactions("readonly")
+    deferrable = _outside_transactions("deferrable")
+
+    @property
+    def autocommit(self) -> bool:
+        """Whether each statement is a transaction of its own."""
+        return not self._is_open and bool(AUTOCOMMIT.__get__(self))
+
+    @autocommit.setter
+    def autocommit(self, value: bool) -> None:
+        self.refuse_in_transaction("autocommit")
+        AUTOCOMMIT.__set__(self, value)
+
+    @property
+    def status(self) -> int:
+        """psycopg2's ``STATUS_BEGIN`` in a transaction, and its ``STATUS_READY`` outside."""
+        return STATUS_BEGIN if self._is_open else int(STATUS.__get__(self))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the isolation level and the kind of the next transaction are those of the session."""
+        return self.isolation_level is None and self.readonly is None and self.deferrable is None
+
+    @property
+    def can_commit_with_statement(self) -> bool:
+        """Whether a transaction is open that ``at_commit`` can end."""
+        return self._is_open
+
+    def opening(self, query: Any) -> Any:
+        """Return ``query``, with BEGIN before it if the query is the first statement of a transaction."""
+        if self._is_open or AUTOCOMMIT.__get__(self) or STATUS.__get__(self) != STATUS_READY:
+            return query
+        if not (query and self.is_plain):
+            return query
+        AUTOCOMMIT.__set__(self, True)
+        self._is_open = True
+        if isinstance(query, str):
+            return BEGIN + query
+        return BEGIN.encode() + query if isinstance(query, bytes) else SQL(BEGIN) + query
+
+    def at_commit(self, statement: bytes) -> None:
+        """Let the next ``commit`` execute ``statement`` before COMMIT, in one round trip. Its rows are lost."""
+        self._at_commit = statement + b"; "
+
+    def commit(self) -> None:
+        """Commit the transaction. Raises psycopg2.Error, also if PostgreSQL refuses the statement of ``at_commit``."""
+        if self._is_open:
+            try:
+                self._end(self._at_commit + b"COMMIT")
+            except psycopg2.Error:
+                self._roll_back_open()
+                raise
+            return
+        if self._at_commit:  # psycopg2 was told of the transaction meanwhile
+            self._execute(self._at_commit)
+        super().commit()
+
+    def rollback(self) -> None:
+        """Roll the transaction back."""
+        self._at_commit = b""
+        if self._is_open:
+            self._end(b"ROLLBACK")
+        else:
+            super().rollback()
+
+    def _roll_back_open(self) -> None:
+        """Roll back after a commit that PostgreSQL has refused, as callers of psycopg2 expect it."""
+        if self._is_open and not self.closed:
+            with suppress(psycopg2.Error):
+                self._end(b"ROLLBACK")
+
+    def _end(self, command: bytes) -> None:
+        try:
+            self._execute(command)
+        finally:
+            self.notice_end()
+
+    def _execute(self, command: bytes) -> None:
+        self._at_commit = b""
+        with super().cursor(cursor_factory=DriverCursor) as cursor:
+            cursor.execute(command)
+
+    def notice_end(self) -> None:
+        """Leave the next transaction to ``opening`` or psycopg2 if PostgreSQL has ended the open transaction."""
+        if self._is_open and not self.closed and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
+            self._leave_to_driver()
+
+    def _leave_to_driver(self) -> None:
+        self._is_open = False
+        AUTOCOMMIT.__set__(self, False)
+
+    def refuse_in_transaction(self, what: str) -> None:
+        """Raise ProgrammingError in an open transaction, as psycopg2 does in the transactions that it begins itself."""
+        if self._is_open:
+            raise psycopg2.ProgrammingError(f"{what} cannot be used inside a transaction")
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        """Return a new cursor. For a named cursor, psycopg2 must know of the transaction."""
+        if self._is_open and (options.get("name") or (arguments and arguments[0])):
+            self._leave_to_driver()  # psycopg2 sends BEGIN again, and PostgreSQL answers with a warning
+        return super().cursor(*arguments, **options)
+
+    def lobject(self, *arguments: Any, **options: Any) -> Any:
+        """Return a large object. psycopg2 must know of the transaction."""
+        if self._is_open:
+            self._leave_to_driver()
+        return super().lobject(*arguments, **options)
+
+    def set_session(self, *arguments: Any, **options: Any) -> None:
+        """Set the isolation level and the kind of the next transactions."""
+        self.refuse_in_transaction("set_session")
+        super().set_session(*arguments, **options)
+
+    def set_isolation_level(self, level: int | None) -> None:
+        """Roll back, and set the isolation level of the next transactions."""
+        self.rollback()
+        super().set_isolation_level(level)
+
+    def reset(self) -> None:
+        """Roll back, and reset all settings."""
+        self.rollback()
+        super().reset()
+
+    def tpc_begin(self, xid: Any) -> None:
+        """Begin a transaction that is committed in two phases."""
+        self.refuse_in_transaction("tpc_begin")
+        super().tpc_begin(xid)
+
+
+class OwnCursor(DriverCursor):
+    """A cursor for Rota's own statements. It sends BEGIN together with the first statement of a transaction."""
+
+    connection: OneTripConnection
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """Execute ``query``, in a transaction unless the connection is in autocommit."""
+        if self.name is None:  # psycopg2 declares a named cursor, and must know of its transaction
+            query = self.connection.opening(query)
+        try:
+            super().execute(query, vars)
+        except BaseException:
+            self.connection.notice_end()
+            raise
+        self.connection.has_answered = True

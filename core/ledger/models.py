@@ -40,12 +40,6 @@ IS_URGENT = f"{IS_UNSENT} AND priority > 0"
 IS_URGENT_SENT = f"{IS_SENT} AND priority > 0"
 #: The run has not passed its deadline, which applies only until the run's first start.
 MAY_START = "(expires_at IS NULL OR state <> 'queued' OR attempt > 0 OR expires_at > clock_timestamp())"
-#: ``MAY_START`` as a constraint on runs that have started, since claims of the previous release do not check deadlines.
-#: A run that was started or retried before has an error or the time of the retry.
-STARTS_IN_TIME = (
-    "expires_at IS NULL OR state <> 'running' OR started_at < expires_at OR attempt > 1 OR error IS NOT NULL "
-    "OR retried_at IS NOT NULL"
-)
 #: The run waits for another run or for a limit, and is not sent before it is woken.
 IS_PARKED = f"{IS_WAITING} AND sent_at = 'infinity'"
 #: The run is parked, and waits for another run of its job and key.
@@ -170,10 +164,6 @@ class RunRow(Base):
         Index("rota_runs_unstarted", "state", "id", postgresql_where="state IN ('skipped', 'missed')"),
         Index("rota_runs_notable", "job", "slot", postgresql_where=IS_NOTABLE),
         CheckConstraint("priority BETWEEN 0 AND 9", name="rota_runs_priority"),
-        CheckConstraint(
-            "state <> 'running' OR limits IS NULL OR limits_token IS NOT DISTINCT FROM token", name="rota_runs_limits"
-        ),
-        CheckConstraint(STARTS_IN_TIME, name="rota_runs_starts_in_time"),
     )
 
 

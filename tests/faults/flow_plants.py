@@ -149,8 +149,8 @@ def of(plant: object, *kinds: str, **options: object) -> Plant:
     return Plant(plant.__name__.replace("_", "-"), plant, frozenset(kinds), **options)  # type: ignore[attr-defined,arg-type]
 
 
-SKIPS = "ALTER TABLE rota_runs DROP CONSTRAINT rota_runs_requests_wait"
-STARTS_LATE = "ALTER TABLE rota_runs DROP CONSTRAINT rota_runs_starts_in_time"
+SKIPS = "DROP TRIGGER rota_runs_requests_wait ON rota_runs"
+STARTS_LATE = "DROP TRIGGER rota_runs_starts_in_time ON rota_runs"
 FLOW_PLANTS = [
     of(jumped_queue, "order"),
     of(lost_place, "place lost"),

@@ -91,7 +91,7 @@ def waiting_run(
 
 
 def job_of_ledger(name: str) -> Job:
-    """Return the job of that name. Raises UnknownJob, or BadArguments for a job of the fast lane."""
+    """Return the job ``name``. Raises UnknownJob, or BadArguments for a job of the fast lane."""
     found = loading.current().job(name)
     if not found.ledger:
         raise BadArguments(f"job {name!r} is on the fast lane (ledger=False), which has no runs; use send")

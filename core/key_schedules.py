@@ -259,7 +259,7 @@ def schedules(session: Session, job: str, *, after: str = "", limit: int = 1000)
 
 
 def keyed_job(name: str) -> Job:
-    """Return the job of that name. Raises UnknownJob. Raises ScheduleError if the job's keys may have no schedules."""
+    """Return the job ``name``. Raises UnknownJob. Raises ScheduleError if the job's keys may have no schedules."""
     found = loading.current().job(name)
     if found.keyed is None:
         raise ScheduleError(f"job {name!r} takes no schedules made at run time; declare it with keyed=Keyed(…)")

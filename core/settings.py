@@ -304,7 +304,7 @@ def check_database_url(url: str) -> None:
 
 
 def check_connection_option(name: str) -> None:
-    """Raise ValueError unless libpq has an option of that name."""
+    """Raise ValueError unless libpq has an option ``name``."""
     from psycopg2 import ProgrammingError
     from psycopg2.extensions import parse_dsn
 

@@ -26,7 +26,7 @@ def guarded() -> Iterator[Guard]:
 
 
 def pool_size(threads: int) -> str:
-    """Return a value of ROTA_DB_POOL_SIZE that is enough for a process with this many threads."""
+    """Return a value of ROTA_DB_POOL_SIZE that is enough for a process with ``threads`` threads."""
     default = Settings.model_fields["db_pool_size"].default
     return str(max(default, threads + SPARE_CONNECTIONS))
 

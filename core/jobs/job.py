@@ -100,7 +100,7 @@ class Job:
         return [each.filled(values) if values.keys() >= {*each.arguments} else each.name for each in self.limits]
 
     def delay_after(self, failures: int) -> timedelta:
-        """Return the wait before the next attempt, after this many failed attempts.
+        """Return the wait before the next attempt, after ``failures`` failed attempts.
 
         The wait is exact unless the job has ``jitter``.
         """

@@ -123,12 +123,12 @@ def listed(connection: Connection) -> list[Row[Any]]:
 
 
 def revoke(connection: Connection, name: str) -> bool:
-    """Delete the token and the sessions of that name. Return whether there were any."""
+    """Delete the token ``name``, and the sessions with this name. Return whether there were any."""
     return bool(connection.execute(REVOKE, {"name": name}).scalars().all())
 
 
 def end_session(connection: Connection, secret: str) -> None:
-    """Delete the session with that secret."""
+    """Delete the session whose secret is ``secret``."""
     connection.execute(END_SESSION, {"hash": hashed(secret)})
 
 

@@ -159,7 +159,7 @@ def without_arguments(value: Any) -> Any:
 
 
 def flush(within: float = FLUSH_SECONDS) -> None:
-    """Wait until waiting lines are written, but at most this many seconds.
+    """Wait until waiting lines are written, but at most ``within`` seconds.
 
     A process that ends without the interpreter's shutdown must call this function before its end.
     """

@@ -273,7 +273,7 @@ def slots(connection: Connection, registry: Registry, active: list[Pause], *, li
 
 
 def on_this_host(alive: list[Process], kind: str) -> Check:
-    """Check that a process of that kind is alive on this host, for the health check of a container."""
+    """Check that a process of the kind ``kind`` is alive on this host, for the health check of a container."""
     names = [process.name for process in alive if process.kind == kind and is_here(process)]
     if names:
         return check(f"{kind} here", "ok", ", ".join(names))

@@ -79,7 +79,7 @@ def waiting(scene: Scene, slot: datetime, said: str) -> list[str]:
 
 
 def nothing_due(scene: Scene, instant: datetime) -> list[str]:
-    """Explain that no slot of the key was due at that time."""
+    """Explain that no slot of the key was due at ``instant``."""
     found = key_history.periods(scene.connection, scene.name, scene.key)
     asked, period = scene.at(instant), key_history.at(found, instant)
     if period is None:
@@ -98,7 +98,7 @@ def nothing_due(scene: Scene, instant: datetime) -> list[str]:
 
 
 def before(scene: Scene, found: Sequence[Period]) -> list[str]:
-    """Explain that the key had no schedule yet at that time."""
+    """Explain that the key had no schedule yet at the time that was asked about."""
     if found:
         return [f"Its first schedule has slots after {scene.at(found[0].since)}."]
     row = key_history.row(scene.connection, scene.name, scene.key)

@@ -178,7 +178,9 @@ def of_runs(connection: Connection, registry: Registry, wanted: Wanted, actor: A
 
 
 def states_of(wanted: Wanted) -> Sequence[State]:
-    """Return the states of the runs to select. Raises SelectionError if the action changes no run in that state."""
+    """Return the states of the runs to select. Raises SelectionError if the action changes no run in the wanted
+    state.
+    """
     states, state = STATES[wanted.action], wanted.selection.state
     if state is None:
         return states

@@ -195,7 +195,7 @@ def pause_sentences(scene: Scene, run: Run) -> list[str]:
 
 
 def rival_sentences(scene: Scene, run: Run, instant: datetime) -> list[str]:
-    """Name the runs that were running at that time."""
+    """Name the runs that were running at ``instant``."""
     if run.reason != "overlap":
         return []
     sentences = []

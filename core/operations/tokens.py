@@ -120,7 +120,7 @@ def listed(connection: Connection, actor: Actor) -> list[Token]:
 
 
 def revoke(connection: Connection, name: str, actor: Actor) -> None:
-    """Revoke a token, and end the sessions of that name, when the caller's transaction commits.
+    """Revoke the token ``name``, and end the sessions with this name, when the caller's transaction commits.
 
     A person who logs in at an OpenID Connect provider has sessions without a token. Raises Forbidden or TokenError.
     """
@@ -133,7 +133,9 @@ def revoke(connection: Connection, name: str, actor: Actor) -> None:
 
 
 def holder(connection: Connection, secret: str, *, kind: tokens.Kind = "token") -> Actor:
-    """Return the holder of a secret of that kind. Raises NotAuthenticated, without the secret in its message."""
+    """Return the holder of a secret of this ``kind``. Raises NotAuthenticated, whose message does not contain the
+    secret.
+    """
     row = tokens.valid(connection, secret)
     if row is None or row.kind != kind:
         raise NotAuthenticated(f"the {kind} is not valid: it is mistyped, expired or revoked")

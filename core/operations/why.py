@@ -202,7 +202,7 @@ def more(count: int, noun: str) -> str:
 
 
 def nothing_due(scene: Scene, moment: Moment) -> list[str]:
-    """Explain from the schedule that nothing was due at that time."""
+    """Explain from the schedule that nothing was due at ``moment``."""
     asked = scene.at(moment.start)
     schedule = scene.job.schedule if scene.job else None
     if scene.key:

@@ -186,7 +186,7 @@ def answers(manager: pluggy.PluginManager, hook: str, plugin: Any) -> list[Any]:
 
 
 def refuse_misspelt_hooks(plugin: Any) -> None:
-    """Raise PluginError for a hookimpl without a hook of that name, and for a hook that is not marked.
+    """Raise PluginError for a hookimpl that has the name of no hook, and for a hook that is not marked.
 
     pluggy silently accepts a misspelt hook and a hook that is not marked.
     """

@@ -48,7 +48,7 @@ class WorkerChannel:
             self._socket.send(f"{self._alias} {ALIVE}\n".encode(), socket.MSG_DONTWAIT)
 
     def hears(self, word: str, *, within_seconds: float) -> bool:
-        """Return whether the supervisor says ``word`` within that time. Raises OSError if the supervisor is gone."""
+        """Return whether the supervisor says ``word`` in time. Raises OSError if the supervisor is gone."""
         self._socket.settimeout(within_seconds)
         try:
             heard = self._socket.recv(LONGEST_WORD)

@@ -25,7 +25,7 @@ class Reservation:
     urgent_jobs: frozenset[str] = frozenset()
 
     def is_urgent(self, job: str, priority: int) -> bool:
-        """Return whether a message of that job and priority may take the last reserved thread."""
+        """Return whether a message of ``job`` with this priority may take the last reserved thread."""
         return job in self.urgent_jobs or priority >= self.priority
 
 

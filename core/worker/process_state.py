@@ -185,7 +185,7 @@ def variables(before: dict[Any, Any], now: dict[Any, Any]) -> str:
 
 
 def kinds() -> tuple[Kind, ...]:
-    """Return all kinds, for this process."""
+    """Return all kinds of state that are checked in this process."""
     folder, umask, stdout, stderr = Folder(), Umask(), Stream("stdout"), Stream("stderr")
     environ: dict[Any, Any] = vars(os.environ)["_data"]  # a copy of os.environ would decode every variable
     return (

@@ -78,7 +78,7 @@ def archive_inactive_chats(
 def remove_left_entries(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 1000
 ) -> dict[str, int]:
-    """Remove the queue entries of users who left 30 days ago without a chat, batch by batch. Count the entries.
+    """Remove the queue entries of users who left 30 days ago without a chat, batch by batch. Return the counts.
 
     Raises NaiveTime.
     """

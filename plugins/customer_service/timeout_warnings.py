@@ -20,7 +20,7 @@ BATCH = 100
 
 
 def warn_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
-    """Warn both sides of every chat that has been quiet for a minute, batch by batch. Count the chats.
+    """Warn both sides of every chat that has been quiet for a minute, batch by batch. Return the counts.
 
     A chat that should have timed out already is also warned, and ends a minute after the warning. Raises NaiveTime.
     """
@@ -39,7 +39,7 @@ def warn(
     checkpoint: Checkpoint,
     batch: int,
 ) -> None:
-    """Warn the chats that are ``due``. Count them in ``counts``."""
+    """Warn the chats that are ``due``. Add their number to ``counts``."""
 
     def warn_batch(ids: Sequence[int], held: set[int]) -> dict[str, int]:
         locked = session.scalars(select(Chat.id).where(Chat.id.in_(ids), due).with_for_update(skip_locked=True)).all()

@@ -18,7 +18,7 @@ __all__ = ["TIMEOUT", "end_quiet_chats", "tell_ended"]
 
 
 def end_quiet_chats(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 100) -> dict[str, int]:
-    """End every chat that has timed out, batch by batch, and record which side did not answer. Count the chats.
+    """End every chat that has timed out, batch by batch, and record which side did not answer. Return the counts.
 
     A chat is skipped if its row or its agent's row is locked: a message is arriving, or the chat is being ended. A chat
     that was never warned is warned instead, so that a later run ends it even if the warning job fails. Before that,

@@ -26,5 +26,5 @@ def redeem_coupon(session: Session, code: str, user_id: str, now: datetime) -> b
 
 
 def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = codes.BATCH) -> dict[str, int]:
-    """Mark every active coupon whose ``ends_at`` is not after ``now`` as expired, batch by batch. Count the coupons."""
+    """Mark every active coupon whose ``ends_at`` is not after ``now`` as expired, batch by batch. Return the counts."""
     return codes.expire(session, Coupon, now, checkpoint=checkpoint, batch=batch)

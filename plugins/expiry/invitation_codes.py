@@ -29,5 +29,5 @@ def use_invitation_code(session: Session, code: str, user_id: str, now: datetime
 
 
 def expire(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = codes.BATCH) -> dict[str, int]:
-    """Mark every active code whose ``ends_at`` is not after ``now`` as expired, batch by batch. Count the codes."""
+    """Mark every active code whose ``ends_at`` is not after ``now`` as expired, batch by batch. Return the counts."""
     return codes.expire(session, InvitationCode, now, checkpoint=checkpoint, batch=batch)

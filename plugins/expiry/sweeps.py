@@ -65,7 +65,8 @@ def end_due(
     checkpoint: Checkpoint,
     batch: int,
 ) -> dict[str, int]:
-    """End all due rows of ``ends`` with ``end_rows``, ``batch`` at a time. Count ended, skipped and broken rows.
+    """End all due rows of ``ends`` with ``end_rows``, ``batch`` at a time. Return the numbers of ended, skipped and
+    broken rows.
 
     ``end_rows`` gets ids, locks those of these rows that are still due and not locked by other transactions, and ends
     them. Raises NaiveTime.

@@ -139,7 +139,7 @@ def delete_account(session: Session, account_id: int) -> None:
 
 
 def find_account(session: Session, name: str) -> Account:
-    """Return the account of that name. Raises UnknownAccount."""
+    """Return the account ``name``. Raises UnknownAccount."""
     named = select(Account).where(Account.name == name, _is_there())
     account = session.scalars(named).one_or_none()
     if account is None:

@@ -56,7 +56,7 @@ def listed(session: Session) -> list[Shown]:
 
 
 def one(session: Session, name: Name) -> Shown:
-    """Return the account of that name."""
+    """Return the account with this name."""
     return Shown.model_validate(accounts.find_account(session, name))
 
 

@@ -12,7 +12,7 @@ LONGEST = 100_000
 
 
 def secret(name: str) -> str:
-    """Return the secret of that name, without the end of its line."""
+    """Return the secret ``name``, without the end of its line."""
     folder, variable = MailSettings.current().secrets_dir, variable_of(name)
     places = [f"the variable {variable}"]
     if folder is not None:

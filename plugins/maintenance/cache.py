@@ -82,7 +82,7 @@ DELETE_UNCHANGED = f"""{READ}
 def delete_unused(redis: Client, now: datetime, *, checkpoint: Checkpoint | None = None) -> dict[str, int]:
     """Delete cache entries that were unused for more than 7 days.
 
-    Count the ``deleted`` keys, and the ``untimed`` keys, which are kept.
+    Return the numbers of ``deleted`` keys, and of ``untimed`` keys, which are kept.
     """
     require_aware(now=now)
     read, delete = redis.register_script(READ_ALL), redis.register_script(DELETE_UNCHANGED)

@@ -39,7 +39,7 @@ def delete_stale_items(
 ) -> dict[str, int]:
     """Delete items that were not refreshed for more than 10 days, with their images.
 
-    Count items, files and failures.
+    Return the numbers of items, files and failures.
     """
     due = [(FleaMarketItem.refreshed_at < now - KEPT, FleaMarketItem.refreshed_at)]
     return Deletion(session, root, JOURNAL, due, now, checkpoint, batch).run()

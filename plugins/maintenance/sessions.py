@@ -130,7 +130,7 @@ def clean_sessions(
 
 
 class Suspect(NamedTuple):
-    """Members of a set whose session was missing at that time."""
+    """Members of a set whose sessions were missing at the time ``since``."""
 
     since: float
     of_user: bytes

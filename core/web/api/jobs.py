@@ -30,7 +30,7 @@ def listed(connection: Reading, registry: Jobs, seen: Seen) -> list[Job]:
 
 @router.get("/jobs/{name}")
 def one(name: JobName, connection: Reading, registry: Jobs, caller: Caller) -> Job:
-    """Return the job of that name."""
+    """Return the job with this name."""
     declared = registry.job(name)
     access.check_jobs(connection, caller, [name])
     return jobs.shape(registry, declared, rows.active(connection), history.now(connection))

@@ -55,7 +55,7 @@ def safe_name(given: str, number: int, content_type: str) -> str:
 
 
 def cut(name: str, most: int) -> str:
-    """Return the first characters of ``name``, of at most this many bytes."""
+    """Return the first characters of ``name``, which take at most ``most`` bytes."""
     return name.encode()[:most].decode(errors="ignore")
 
 

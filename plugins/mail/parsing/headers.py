@@ -68,17 +68,17 @@ def attempt(read_it: Callable[[], T], default: T) -> T:
 
 
 def values(headers: Message, name: str) -> Iterator[str]:
-    """Yield the fields of that name as they were sent."""
+    """Yield the fields called ``name`` as they were sent."""
     return (sent for key, sent in headers.raw_items() if key.lower() == name)
 
 
 def value(headers: Message, name: str) -> str:
-    """Return the first field of that name, or an empty text if there is none."""
+    """Return the first field called ``name``, or an empty text if there is none."""
     return next(values(headers, name), "")
 
 
 def words(raw: str, most: int) -> str:
-    """Return ``raw`` as readable text: encoded words are decoded, on one line of at most this many characters."""
+    """Return ``raw`` as readable text: encoded words are decoded, on one line of at most ``most`` characters."""
     unfolded = raw[: 8 * most].replace("\r", "").replace("\n", "")
     found = attempt(lambda: decode_header(unfolded), [(unfolded, None)])
     texts = [each if isinstance(each, str) else decoded_word(each, charset) for each, charset in found]
@@ -93,7 +93,7 @@ def decoded_word(content: bytes, charset: str | None) -> str:
 
 
 def addresses(headers: Message, name: str, most: int) -> tuple[Address, ...]:
-    """Return the addresses of all fields of that name."""
+    """Return the addresses in all fields called ``name``."""
     nothing: list[tuple[str, str]] = []
     found = attempt(lambda: getaddresses(list(values(headers, name))), nothing)
     return tuple(
@@ -104,7 +104,7 @@ def addresses(headers: Message, name: str, most: int) -> tuple[Address, ...]:
 
 
 def message_ids(headers: Message, name: str) -> list[str]:
-    """Return the message ids in the fields of that name, in their order."""
+    """Return the message ids in all fields called ``name``, in the order of the message."""
     return [on_one_line(found, 1000) for raw in values(headers, name) for found in MESSAGE_ID.findall(raw)]
 
 

@@ -34,7 +34,7 @@ def decode(content: bytes, charset: str) -> str:
 
 
 def is_charset(name: str) -> bool:
-    """Return whether Python knows a charset of that name."""
+    """Return whether Python knows the charset ``name``."""
     if not name.isascii() or "\0" in name or len(name) > LONGEST_CHARSET:
         return False
     try:
@@ -49,7 +49,7 @@ def cleaned(text: str) -> str:
 
 
 def on_one_line(text: str, most: int) -> str:
-    """Return at most this many characters of ``text``, without line breaks."""
+    """Return at most ``most`` characters of ``text``, without line breaks."""
     return " ".join(cleaned(text[: 4 * most]).split())[:most]
 
 

@@ -1,7 +1,7 @@
 """Calls the functions of one plugin's routes, in threads and on connections of the plugin's own.
 
-So a function that hangs delays no other part of the service. Its caller gets an answer after ``SECONDS``. A second
-later, PostgreSQL ends the transaction of the function, which releases its locks.
+So a function that hangs delays no other part of the service. After ``SECONDS`` its caller gets an answer, and its
+connection is cut, so that it keeps no locks.
 """
 
 import asyncio
@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Engine
 from sqlalchemy.exc import InternalError
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session
 
 from core.operations import connections
 from core.settings import Settings
+from core.web.plugin_session import RouteSession, guard
 from core.web.refusals import PluginBusy, PluginTooSlow
 
 #: The longest time of a call, including its wait for a thread.
@@ -26,37 +27,6 @@ THREADS = 2
 #: The most calls of a plugin that are in progress or wait.
 MOST_CALLS = 4
 STATEMENT_SECONDS = 2.0
-#: How much longer than the longest time of a call its transaction may be idle.
-GRACE_SECONDS = 1.0
-
-
-class RouteSession(Session):
-    """The session of one call. Only Rota can commit it. Each of its transactions has the limits of the call."""
-
-    def __init__(self, engine: Engine, seconds: float, *, is_reading: bool) -> None:
-        super().__init__(engine, expire_on_commit=False)
-        #: The statements at the start of each transaction. ``statement_timeout`` does not end a transaction that is
-        #: idle.
-        self.limits = f"SET LOCAL idle_in_transaction_session_timeout = {round((seconds + GRACE_SECONDS) * 1000)}"
-        if is_reading:
-            self.limits += "; SET TRANSACTION READ ONLY"
-        self.may_commit = False
-
-
-@event.listens_for(RouteSession, "after_begin")
-def limit(session: RouteSession, transaction: SessionTransaction, connection: Connection) -> None:
-    """Limit a transaction, also one that begins after a rollback by the route."""
-    if not transaction.nested:
-        connection.exec_driver_sql(session.limits)
-
-
-@event.listens_for(RouteSession, "before_commit")
-def refuse_commit(session: RouteSession) -> None:
-    """Raise RuntimeError if a route commits, since its changes could then lack an entry in the audit. Savepoints may
-    end.
-    """
-    if not session.may_commit and not session.in_nested_transaction():
-        raise RuntimeError("a route does not commit: remove the commit; Rota commits when the route has returned")
 
 
 @dataclass(slots=True)
@@ -76,14 +46,13 @@ class Calls:
         """
         if not self._free.acquire(blocking=False):
             raise PluginBusy(f"{MOST_CALLS} requests for the plugin {self.plugin} are in progress")
-        decision = threading.Lock()
         session = RouteSession(self.engine, self.seconds, is_reading=is_reading)
-        future = self.threads.submit(carry_out, session, work, decision)
+        future = self.threads.submit(carry_out, session, work)
         future.add_done_callback(lambda _ended: self._free.release())
         asked = asyncio.wrap_future(future)
         await asyncio.wait([asked], timeout=self.seconds)
-        if not asked.done() and decision.acquire(blocking=False):
-            asked.cancel()  # this cancels the call too, if it still waits for a thread
+        if not asked.done() and session.end():
+            asked.cancel()  # also the call, if it still waits for a thread
             raise PluginTooSlow(f"the plugin {self.plugin} did not answer within {self.seconds:g} seconds")
         return await asked
 
@@ -93,18 +62,18 @@ def opened(configured: Settings, plugin: str) -> Iterator[Calls]:
     """Yield the calls of ``plugin``. At the end, close its connections, without waiting for threads that hang."""
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"rota-routes-{plugin}")
     with connections.ledger(configured, f"rota-routes-{plugin}", STATEMENT_SECONDS, pool_size=THREADS) as engine:
+        guard(engine)
         try:
             yield Calls(plugin, engine, threads)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def carry_out(opened: RouteSession, work: Callable[[Session], bytes], decision: "threading.Lock") -> bytes:
-    """Do ``work`` in a transaction, and commit it, unless the caller has waited too long and taken ``decision``."""
+def carry_out(opened: RouteSession, work: Callable[[Session], bytes]) -> bytes:
+    """Do ``work`` in a transaction, and commit it, unless the caller has waited too long and has ended the call."""
     with opened as session:
         result = harmless(work, session)
-        if decision.acquire(blocking=False):
-            session.may_commit = True
+        if session.settle():
             session.commit()
         return result
 

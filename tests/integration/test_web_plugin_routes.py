@@ -22,7 +22,7 @@ from core.observability.events import WebFailed, WebRefused, WebRoutesBroken
 from core.operations import tokens
 from core.operations.tokens import Wanted
 from core.plugins import loading
-from core.web import plugin_calls
+from core.web import plugin_calls, plugin_session
 from core.web.refusals import PluginBusy
 from tests.support.eventually import PATIENCE_SECONDS, eventually
 from tests.support.web import serving
@@ -348,7 +348,7 @@ def test_a_route_that_hangs_delays_no_other_and_changes_nothing(shown, ledger):
 
 
 def test_a_route_that_waits_too_long_keeps_no_locks(shown, ledger, database, monkeypatch):
-    monkeypatch.setattr(plugin_calls, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(plugin_session, "GRACE_SECONDS", 0.2)
     with database.begin() as connection:
         connection.execute(text("INSERT INTO rota_audit (actor, via, action, target) VALUES ('held', 'x', 'x', 'x')"))
 

@@ -1320,13 +1320,13 @@ class WebRoutesBroken(Event):
 
 @event("web.refused", WARNING, "{method} {path} from {address} was refused: {code} (request {request})")
 class WebRefused(Event):
-    """A caller was not known, had too few rights, came from a page of another site, or made too many changes in a
-    minute.
+    """A caller was not known, had too few rights, came from a page of another site, made too many changes in a
+    minute, or sent too many wrong secrets.
     """
 
     method: str
     path: str
-    #: ``not-authenticated``, ``forbidden``, ``cross-origin`` or ``too-many``.
+    #: ``not-authenticated``, ``forbidden``, ``cross-origin``, ``too-many`` or ``too-many-failures``.
     code: str
     address: str
     request: str

@@ -31,7 +31,7 @@ def caller(
     shown: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
     _session: Annotated[str | None, Security(cookie)],
 ) -> Actor:
-    """Return the caller. Raises NotAuthenticated, Forbidden, CrossOrigin or TooManyWrites."""
+    """Return the caller. Raises NotAuthenticated, CrossOrigin, TooManyFailures or TooManyWrites."""
     actor = by_token(request, shown.credentials) if shown else by_browser(request)
     if request.method not in SAFE:
         service.of(request).writes.take(actor.name)
@@ -43,12 +43,14 @@ Caller = Annotated[Actor, Depends(caller)]
 
 
 def by_token(request: Request, secret: str) -> Actor:
-    """Return the holder of a token. Raises NotAuthenticated."""
-    settled = service.of(request).configured.web_token
-    if settled is not None and hmac.compare_digest(settled.get_secret_value().encode(), secret.encode()):
-        return Actor(SETTLED, tokens.HTTP)
-    with service.of(request).engine.begin() as connection:
-        return tokens.holder(connection, secret)
+    """Return the holder of a token. Raises NotAuthenticated or TooManyFailures."""
+    parts = service.of(request)
+    settled = parts.configured.web_token
+    with parts.failed.counted(address_of(request), secret):
+        if settled is not None and hmac.compare_digest(settled.get_secret_value().encode(), secret.encode()):
+            return Actor(SETTLED, tokens.HTTP)
+        with parts.engine.begin() as connection:
+            return tokens.holder(connection, secret)
 
 
 def by_browser(request: Request) -> Actor:
@@ -65,13 +67,14 @@ def by_browser(request: Request) -> Actor:
 
 
 def by_session(request: Request) -> Actor:
-    """Return the caller to whom a cookie's session belongs. Raises NotAuthenticated or CrossOrigin."""
+    """Return the caller to whom a cookie's session belongs. Raises NotAuthenticated, CrossOrigin or TooManyFailures."""
     secret = request.cookies.get(cookie_name(request))
     if not secret:
         raise NotAuthenticated("the request has neither a token nor the cookie of a session")
     if request.method not in SAFE:
         refuse_cross_origin(request)
-    with service.of(request).engine.begin() as connection:
+    parts = service.of(request)
+    with parts.failed.counted(address_of(request), secret, is_session=True), parts.engine.begin() as connection:
         return tokens.holder(connection, secret, kind="session")
 
 

@@ -36,18 +36,25 @@ def begin(request: Request) -> Response:
 
 @router.get(BACK)
 def finish(request: Request, code: Text = "", state: Text = "", error: Text = "", iss: Text = "") -> Response:
-    """Begin the session of a person whom the provider sends back. Raises NotAuthenticated or Forbidden."""
-    provider, configured = service.of(request).provider, service.of(request).configured
+    """Begin the session of a person whom the provider sends back.
+
+    Raises NotAuthenticated, Forbidden or TooManyFailures. Only an answer to a log-in that began in this browser counts
+    as a failure, since another site could send a browser here.
+    """
+    parts = service.of(request)
+    provider = parts.provider
     if provider is None:
         return not_there(request)
     flow = Flow(request.cookies.get(flow_cookie(request), ""))
     if not flow.secret or not hmac.compare_digest(flow.state.encode(), state.encode(errors="replace")):
         raise NotAuthenticated(ELSEWHERE)
-    if iss and iss != configured.oidc_issuer:
+    if iss and iss != parts.configured.oidc_issuer:
         raise NotAuthenticated("another provider answered")
     if error or not code:
         raise NotAuthenticated(f"the provider refused the log-in: {word(error or 'no code')}")
-    answer = welcome(request, provider.person(flow, code))
+    with parts.failed.counted(callers.address_of(request), code):
+        person = provider.person(flow, code)
+    answer = welcome(request, person)
     answer.delete_cookie(flow_cookie(request), **login.attributes(request))
     return answer
 

@@ -1,5 +1,6 @@
 """Answers every error with a problem in the form of RFC 9457, or with a page for a browser."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,7 @@ from core.observability import metrics
 from core.observability.events import WebRefused, emit
 from core.operations.json_shape import Shape
 from core.operations.plans import Plan
-from core.web.pages import errors as pages
-from core.web.refusals import CrossOrigin, PluginBusy, PluginTooSlow, ProviderAway, TooManyWrites
+from core.web.refusals import CrossOrigin, PluginBusy, PluginTooSlow, ProviderAway, TooManyFailures, TooManyWrites
 
 MEDIA_TYPE = "application/problem+json"
 #: The longest detail of a problem, in characters.
@@ -129,6 +129,9 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     TokenError: Kind(409, "token", "The token cannot be made or revoked in this way", "GET /api/v1/tokens lists them"),
     TooManyWrites: Kind(429, "too-many", "Too many changes in a short time", "wait as long as Retry-After says"),
+    TooManyFailures: Kind(
+        429, "too-many-failures", "Too many wrong secrets in a short time", "wait as long as Retry-After says"
+    ),
     CrossOrigin: Kind(403, "cross-origin", "The request comes from another site", "use a token, not a cookie"),
     NotFound: Kind(404, "not-found", "There is no such thing"),
     ProviderAway: PROVIDER_AWAY,
@@ -148,7 +151,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     409: {"model": Problem, "description": "This cannot be done now, or not in this way."},
     413: {"model": Problem, "description": "The body is too large."},
     422: {"model": Problem, "description": "The request is not valid."},
-    429: {"model": Problem, "description": "The caller changes too much in a short time."},
+    429: {"model": Problem, "description": "The caller changes too much, or the address sends too many wrong secrets."},
     503: {"model": Problem, "description": "PostgreSQL is away or too slow, or this process is busy."},
 }
 TITLES = {400: "The request cannot be read", 404: "No such address", 405: "Not allowed here"}
@@ -202,7 +205,13 @@ def refused(request: Request, error: Exception) -> Response:
         metrics.web_refused(kind.code)
         emit(WebRefused(request.method, request.url.path, kind.code, address, request.scope["state"]["request_id"]))
     plan = error.plan if isinstance(error, ConfirmationRequired) else None
-    return answer(request.scope, kind, str(error), plan=plan, headers=HEADERS.get(kind.status))
+    headers = {**HEADERS.get(kind.status, {}), **retry_after(error)}
+    return answer(request.scope, kind, str(error), plan=plan, headers=headers)
+
+
+def retry_after(error: Exception) -> dict[str, str]:
+    """Return the header that says when to try again, if the error knows it."""
+    return {"Retry-After": str(math.ceil(error.seconds))} if isinstance(error, TooManyFailures) else {}
 
 
 def of_database(request: Request, error: Exception) -> Response:

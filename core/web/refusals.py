@@ -19,5 +19,14 @@ class ProviderAway(RotaError):
     """The OpenID Connect provider cannot be asked, or describes itself wrongly."""
 
 
+class TooManyFailures(RotaError):
+    """A client address has sent too many wrong secrets in a short time."""
+
+    def __init__(self, per_minute: int, seconds: float) -> None:
+        super().__init__(f"more than {per_minute} wrong tokens or log-ins a minute came from this address")
+        #: The time after which one more is checked.
+        self.seconds = seconds
+
+
 class TooManyWrites(RotaError):
     """A caller makes too many changes in a short time."""

@@ -13,6 +13,7 @@ from core.operations import connections
 from core.operations.service_health import Watch
 from core.settings import Settings
 from core.web import plugin_calls
+from core.web.failed_secrets import FailedSecrets
 from core.web.oidc import Provider
 from core.web.plugin_calls import Calls
 from core.web.writes import Writes
@@ -34,6 +35,7 @@ class Service:
     engine: Engine
     watch: Watch
     writes: Writes = field(default_factory=Writes)
+    failed: FailedSecrets = field(default_factory=FailedSecrets)
     #: Set when the process is stopping. Long answers then end.
     stopping: threading.Event = field(default_factory=threading.Event)
     #: The calls of the routes of each plugin that has routes.

@@ -23,6 +23,7 @@ COMMANDS = {
     "worker": ("core.cli.worker:worker", "Run jobs in worker processes, which are restarted when they die."),
     "web": ("core.cli.web:web", "Serve the HTTP API."),
     "tokens": ("core.cli.tokens:tokens", "List, make and revoke tokens of the HTTP API."),
+    "sessions": ("core.cli.sessions:sessions", "List the browsers that are logged in, and end their sessions."),
     "check": ("core.cli.check:check", "Check that everything Rota needs is installed and reachable."),
     "db": ("core.cli.db:db", "Upgrade the database's tables, or show their revisions."),
     "jobs": ("core.cli.jobs:jobs", "List the jobs, their schedules and their next slots."),

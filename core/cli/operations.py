@@ -1,5 +1,7 @@
 """``rota operations``: lists the operations that change many runs in the background, and cancels them."""
 
+from itertools import islice
+
 import click
 
 from core.cli import Group
@@ -13,7 +15,9 @@ from core.operations import plans
 from core.operations.plans import Operation
 from core.operations.wording import local, local_zone
 
-#: The person who looks at operations. Everybody who may use the database may see all operations.
+#: The number of runs that fell out which are shown without ``--all``.
+FIRST = 20
+#: The person who looks at operations. Whoever may use the database may see all of them.
 LOOKING = Actor("", via="cli")
 
 
@@ -62,12 +66,19 @@ def row(found: Operation) -> tuple[str, ...]:
 
 @operations.command()
 @click.argument("operation_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
+@click.option("--all", "is_all", is_flag=True, help="List all runs that fell out, and not only the first 20.")
 @as_json
-def show(operation_id: int, as_json: bool) -> None:
-    """Show the progress of an operation, and the runs that it left out, with the reasons."""
+def show(operation_id: int, is_all: bool, as_json: bool) -> None:
+    """Show the progress of an operation, and the first 20 of the runs that fell out, with their reasons.
+
+    \b
+      rota operations show 12
+      rota operations show 12 --all
+    """
     with looking() as engine, engine.connect() as connection:
         found = plans.one(connection, operation_id, LOOKING)
-        left = plans.left_out(connection, operation_id, LOOKING).items
+        every = plans.every_left_out(connection, operation_id, LOOKING)
+        left = list(every if is_all else islice(every, FIRST))
     if as_json:
         print_json(found)
         return
@@ -76,8 +87,10 @@ def show(operation_id: int, as_json: bool) -> None:
         say(f"ended: {found.ended_because or f'by {found.ended_by}'}")
     for reason, count in found.left_out.items():
         say(f"left out {count}: {reason}")
-    for each in left[:20]:
+    for each in left:
         say(f"  {each.item} {each.reason}")
+    if more := sum(found.left_out.values()) - len(left):
+        say(f"  and {more} more: rota operations show {operation_id} --all")
 
 
 @operations.command()

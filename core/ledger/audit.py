@@ -20,7 +20,7 @@ AUDIT = AuditRow.__table__
 Action = Literal[
     "run", "retry", "drop", "cancel", "pause", "resume", "orphans adopt", "schedules add", "schedules remove",
     "schedules pause", "schedules resume", "schedules sync", "schedules clean", "db upgrade", "db drop-plugin",
-    "tokens create", "tokens revoke", "tokens link", "orphans clean", "operations cancel", "call",
+    "tokens create", "tokens revoke", "tokens link", "sessions end", "orphans clean", "operations cancel", "call",
 ]  # fmt: skip
 
 RECORD = text("""

@@ -38,6 +38,13 @@ LISTED = text(
 #: A session has the name of the token with which it began, so it is deleted with the token.
 REVOKE = text("DELETE FROM rota_credentials WHERE name = :name AND kind IN ('token', 'session') RETURNING kind")
 END_SESSION = text("DELETE FROM rota_credentials WHERE hash = :hash AND kind = 'session'")
+SESSIONS = text("""
+    SELECT * FROM rota_credentials WHERE kind = 'session' AND expires_at > clock_timestamp() AND id < :before
+    ORDER BY id DESC LIMIT :limit
+""")
+END_SESSION_OF = text("DELETE FROM rota_credentials WHERE id = :id AND kind = 'session' RETURNING name")
+#: Larger than every id.
+LAST_ID = 2**63 - 1
 IS_ANY_VALID = text("""
     SELECT EXISTS (SELECT 1 FROM rota_credentials WHERE kind = 'token' AND expires_at > clock_timestamp())
 """)
@@ -130,6 +137,17 @@ def revoke(connection: Connection, name: str) -> bool:
 def end_session(connection: Connection, secret: str) -> None:
     """Delete the session whose secret is ``secret``."""
     connection.execute(END_SESSION, {"hash": hashed(secret)})
+
+
+def sessions(connection: Connection, *, limit: int, before: int | None = None) -> list[Row[Any]]:
+    """Return the sessions that are valid now, the newest first; with ``before``, only those with smaller ids."""
+    return list(connection.execute(SESSIONS, {"limit": limit, "before": before or LAST_ID}).all())
+
+
+def end_session_of(connection: Connection, session_id: int) -> str | None:
+    """Delete the session with that id. Return its name, or None if there is no such session."""
+    name: str | None = connection.execute(END_SESSION_OF, {"id": session_id}).scalar()
+    return name
 
 
 def is_any_valid(connection: Connection) -> bool:

@@ -56,6 +56,7 @@ NEEDS: dict[Action, Role] = {
     "tokens create": "admin",
     "tokens revoke": "admin",
     "tokens link": "admin",
+    "sessions end": "admin",
     "call": "operator",
 }
 

@@ -7,7 +7,7 @@ be lost for good. ``core/operations/carrying_out.py`` carries it out.
 
 import dataclasses
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -391,6 +391,15 @@ def left_out(connection: Connection, operation_id: int, actor: Actor, *, after: 
         return LeftOutPage(items=[], next=None)
     items = [LeftOut(item=item, reason=why) for item, why in zip(row.left_out, row.left_because, strict=True)]
     return LeftOutPage(items=items, next=row.chunk + 1)
+
+
+def every_left_out(connection: Connection, operation_id: int, actor: Actor) -> Iterator[LeftOut]:
+    """Yield all items that fell out, page by page. Raises UnknownPlan or Forbidden."""
+    after: int | None = 0
+    while after is not None:
+        page = left_out(connection, operation_id, actor, after=after)
+        yield from page.items
+        after = page.next
 
 
 def cancel(connection: Connection, operation_id: int, actor: Actor) -> Operation:

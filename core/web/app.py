@@ -7,7 +7,19 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
-from core.web import api, health, legacy, legacy_cleanup, login, metrics, oidc_login, openapi, plugin_routes, problems
+from core.web import (
+    api,
+    front,
+    health,
+    legacy,
+    legacy_cleanup,
+    login,
+    metrics,
+    oidc_login,
+    openapi,
+    plugin_routes,
+    problems,
+)
 from core.web.envelope import Envelope
 from core.web.pages import routes as pages
 from core.web.proxies import Proxies
@@ -39,6 +51,7 @@ def make(service: Service | None) -> FastAPI:
     )
     app.state.service = service
     problems.install(app)
+    app.include_router(front.router)
     app.include_router(health.router)
     app.include_router(login.router)
     app.include_router(oidc_login.router)

@@ -69,13 +69,17 @@ class Envelope:
             self._in_progress -= 1
 
     def _addressed(self, scope: Scope) -> Scope:
-        """Return ``scope`` with an id, and with the whole path, even if a proxy has removed the prefix."""
+        """Return ``scope`` with an id, and with the whole path, even if a proxy has removed the prefix.
+
+        The prefix alone is the path ``/`` below it.
+        """
         path, state = str(scope["path"]), {**scope.get("state", {}), "request_id": secrets.token_hex(8)}
         prefix = str(state.get("prefix", self._prefix))
         is_whole = path == prefix or path.startswith(f"{prefix}/")
+        whole = path if is_whole else prefix + path
         return {
             **scope,
-            "path": path if is_whole else prefix + path,
+            "path": f"{prefix}/" if whole == prefix else whole,
             "root_path": prefix,
             "state": state,
         }

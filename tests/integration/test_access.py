@@ -11,7 +11,7 @@ from core.jobs.keyed import KeySchedule
 from core.jobs.registry import Plugin, Registry
 from core.jobs.routes import Route
 from core.ledger.audit import Action, Actor
-from core.operations import access, bulk, orphans, pauses, plans, plugin_routes, requests, schedules, tokens
+from core.operations import access, bulk, orphans, pauses, plans, plugin_routes, requests, schedules, sessions, tokens
 from core.operations.selection import Selection
 from core.operations.tokens import Wanted
 from core.plugins import loading
@@ -66,6 +66,7 @@ CHANGES = {
     "tokens revoke": ("admin", lambda engine, _registry, actor: begun(engine, tokens.revoke, "x", actor)),
     "call": ("operator", lambda _engine, _registry, actor: plugin_routes.check(actor, "mail", POLL_NOW)),
     "tokens link": ("admin", lambda engine, _registry, actor: begun(engine, tokens.link, actor)),
+    "sessions end": ("admin", lambda engine, _registry, actor: begun(engine, sessions.end, 1, actor)),
 }
 
 

@@ -62,6 +62,23 @@ def begun(database, registry, ledger):
     return plan.id, ids
 
 
+def test_a_list_that_is_cut_says_how_many_more_there_are_and_how_to_see_them(rota, database, registry, ledger):
+    ids = [ledger.request("work", state="dead", finished_at=AT) for _ in range(23)]
+    with Session(database) as session, session.begin():
+        plan = plans.make(session.connection(), registry, settings.load(), Wanted("retry", Selection(job="work")), ANN)
+        plans.execute(session, plan.id, ANN, digest=plan.digest)
+    ledger.do("UPDATE rota_runs SET reason = 'dropped'")
+    with Session(database) as session, session.begin():
+        carrying_out.next_batch(OneSession(session), registry, settings.load(), plan.id)
+
+    shown = rota("operations", "show", str(plan.id)).output.splitlines()
+    every = rota("operations", "show", str(plan.id), "--all").output.splitlines()
+
+    assert shown[-1] == f"  and 3 more: rota operations show {plan.id} --all"
+    assert len([line for line in shown if line.startswith("  ")]) == 21
+    assert [line.split()[0] for line in every[-23:]] == [str(each) for each in ids]
+
+
 class OneSession:
     """A run that has only a session."""
 

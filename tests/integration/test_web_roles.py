@@ -25,7 +25,7 @@ ROUTES = [
     (method, path) for path, found in DOCUMENT["paths"].items() for method in found if not path.startswith("/health")
 ]
 #: Values for path parameters, and for required query parameters.
-PLACES = {"plan_id": "1", "run_id": "1", "name": "close-day"}
+PLACES = {"plan_id": "1", "session_id": "1", "run_id": "1", "name": "close-day"}
 QUERY = {
     "/api/v1/jobs/{name}/slots": {"from": "2026-01-01T00:00:00Z", "to": "2026-01-01T01:00:00Z"},
     "/api/v1/why": {"job": "close-day", "at": "03:00"},
@@ -54,11 +54,14 @@ BODIES = {
     ("post", "/admin/email-worker/sync"): None,
     ("post", "/api/v1/tokens"): {"name": "new"},
     ("delete", "/api/v1/tokens/{name}"): None,
+    ("delete", "/api/v1/sessions/{session_id}"): None,
 }
 #: The least role of each route, if it is not that of its method.
 FOR_ADMINS = {
     "/api/v1/tokens",
     "/api/v1/tokens/{name}",
+    "/api/v1/sessions",
+    "/api/v1/sessions/{session_id}",
     "/api/v1/schedules/sync",
     "/admin/email-worker/sync",
     "/api/v1/cache/cleanup/full",

@@ -40,6 +40,8 @@ CORE = "core"
 
 #: The fewest characters of ``ROTA_WEB_TOKEN``.
 SHORTEST_TOKEN = 32
+#: The element of ``ROTA_WEB_PROXIES`` for programs that connect to the Unix socket.
+UNIX = "unix"
 #: One or more segments of a path, such as ``/apps/rota``.
 WEB_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
@@ -157,6 +159,9 @@ class Settings(BaseModel):
     web_port: Annotated[int, Field(validation_alias="ROTA_WEB_PORT", ge=0, le=65535)] = 9190
     """The port on which `rota web` serves HTTP; with 0, `rota up` starts no HTTP service."""
 
+    web_socket: Annotated[Path | None, Field(validation_alias="ROTA_WEB_SOCKET")] = None
+    """A Unix socket on which `rota web` serves HTTP instead of a port; only its owner and its group can connect."""
+
     web_prefix: Annotated[str, Field(validation_alias="ROTA_WEB_PREFIX")] = ""
     """The path below which a proxy publishes `rota web`, such as `/rota`; the proxy may remove it or not."""
 
@@ -167,7 +172,7 @@ class Settings(BaseModel):
     """Whether `rota web` also answers at the addresses of the systems that Rota replaces."""
 
     web_proxies: Annotated[str, Field(validation_alias="ROTA_WEB_PROXIES")] = ""
-    """Addresses and networks of trusted proxies, separated by commas; their `X-Forwarded-…` headers are believed."""
+    """Trusted proxies, whose `X-Forwarded-…` headers count: addresses, networks, `unix` for `ROTA_WEB_SOCKET`."""
 
     web_roles: Annotated[str, Field(validation_alias="ROTA_WEB_ROLES")] = ""
     """The roles of groups of people, such as `ops=operator; *=viewer`; the first entry that matches counts."""
@@ -354,14 +359,24 @@ def split_reservations(value: str) -> dict[str, int]:
 
 
 def split_networks(value: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    """Return the networks that ``value`` names; an address is a network of its own. Raises ValueError."""
+    """Return the networks that ``value`` names; an address is a network of its own. ``unix`` is left out.
+
+    Raises ValueError.
+    """
     found = []
-    for part in filter(None, (part.strip() for part in value.split(","))):
+    for part in proxies(value) - {UNIX}:
         try:
             found.append(ipaddress.ip_network(part))
         except ValueError:
-            raise ValueError(f"has {part!r}; expected addresses and networks, such as 10.0.0.5, fd00::/8") from None
+            raise ValueError(
+                f"has {part!r}; expected addresses, networks or unix, such as 10.0.0.5, fd00::/8"
+            ) from None
     return tuple(found)
+
+
+def proxies(value: str) -> frozenset[str]:
+    """Return the elements of a list of proxies."""
+    return frozenset(filter(None, (part.strip() for part in value.split(","))))
 
 
 def split_roles(value: str) -> tuple[GroupRole, ...]:

@@ -103,6 +103,7 @@ def shown(default: Any) -> str:
 #: The values of settings that are texts.
 WORDS = {
     "web_prefix": "path",
+    "web_socket": "file",
     "web_token": "secret",
     "web_proxies": "addresses",
     "web_roles": "groups with roles",

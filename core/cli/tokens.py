@@ -120,5 +120,5 @@ def link(role: Role, by: Actor) -> None:
 
     settings = configured()
     with ledger() as engine, engine.begin() as connection:
-        secret = operations.link(connection, by, role=role)
-    write(login_link(settings, secret))
+        told = login_link(settings, operations.link(connection, by, role=role))
+    write(told)

@@ -209,22 +209,25 @@ def http_service(environ: Mapping[str, str], configured: Settings) -> Iterator[C
 
 def serves_http(configured: Settings) -> bool:
     """Return whether `rota web` is started too."""
-    return bool(configured.web_port) and all(find_spec(name) for name in ("fastapi", "uvicorn"))
+    is_wanted = bool(configured.web_port or configured.web_socket)
+    return is_wanted and all(find_spec(name) for name in ("fastapi", "uvicorn"))
 
 
 def login_link(configured: Settings) -> str | None:
     """Return a new link with which a browser can log in once.
 
-    Return None if `rota web` is not started, or if PostgreSQL is unavailable.
+    Return None if `rota web` is not started, if PostgreSQL is unavailable, or if browsers cannot use the address.
     """
     from core.operations import connections, tokens, web_address
 
     if not serves_http(configured):
         return None
-    with suppress(DBAPIError), connections.ledger(configured, "rota-cli", LINK_SECONDS) as engine:
-        with engine.begin() as connection:
-            secret = tokens.link(connection, Actor(actor.login(), via="cli"))
-        return web_address.login_link(configured, secret)
+    with (
+        suppress(DBAPIError, RotaError),
+        connections.ledger(configured, "rota-cli", LINK_SECONDS) as engine,
+        engine.begin() as connection,
+    ):
+        return web_address.login_link(configured, tokens.link(connection, Actor(actor.login(), via="cli")))
     return None
 
 

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from core.settings import WEB_PREFIX, Settings, split_networks
+from core.settings import UNIX, WEB_PREFIX, Settings, proxies, split_networks
 
 Address = IPv4Address | IPv6Address
 Headers = list[tuple[bytes, bytes]]
@@ -35,6 +35,7 @@ class Proxies:
     def __init__(self, app: ASGIApp, configured: Settings) -> None:
         self._app = app
         self._trusted = split_networks(configured.web_proxies)
+        self._trusts_socket = UNIX in proxies(configured.web_proxies)
         self._has_prefix = bool(configured.web_prefix)
         self._user, self._groups = configured.web_user_header.lower(), configured.web_groups_header.lower()
         self._removed = {name.encode() for name in (*FORWARDED, self._user, self._groups) if name}
@@ -45,24 +46,27 @@ class Proxies:
 
     def _seen(self, scope: Scope) -> Scope:
         peer = address(scope["client"][0]) if scope.get("client") else None
+        is_trusted = self._is_trusted(peer) if scope.get("client") else self._trusts_socket
         kept = [pair for pair in scope["headers"] if pair[0] not in self._removed]
-        if peer is None or not self._is_trusted(peer):
+        if not is_trusted:
             return {**scope, "headers": kept}
         given: Headers = [pair for pair in scope["headers"] if pair[0] in self._removed]
+        client = self._client(peer, given)
         return {
             **scope,
             "headers": with_host(kept, last(given, "x-forwarded-host")),
             "scheme": scheme(last(given, "x-forwarded-proto"), scope["scheme"]),
-            "client": (str(self._client(peer, given)), 0),
+            "client": (str(client), 0) if client else None,
             "state": {**scope.get("state", {}), **self._prefix(given), "user": self._named(given)},
         }
 
-    def _is_trusted(self, found: Address) -> bool:
-        return any(found in network for network in self._trusted)
+    def _is_trusted(self, found: Address | None) -> bool:
+        return found is not None and any(found in network for network in self._trusted)
 
-    def _client(self, peer: Address, given: Headers) -> Address:
-        """Return the nearest address that is not one of a trusted proxy. Addresses that are farther away can be
-        forged.
+    def _client(self, peer: Address | None, given: Headers) -> Address | None:
+        """Return the nearest address that is not one of a trusted proxy. What is farther away can be forged.
+
+        A program that connects to the Unix socket has no address.
         """
         found = peer
         for text in reversed(elements(given, "x-forwarded-for")):

@@ -1,7 +1,6 @@
 """The server of ``rota web``: uvicorn, which ends within a second when it is asked to."""
 
 import os
-import socket
 import threading
 from contextlib import suppress
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ from core.observability import logs
 from core.observability.events import WebServing, WebStopping, emit
 from core.operations import web_address
 from core.settings import Settings
-from core.web import app, service
+from core.web import app, listeners, service
 from core.web.service import Service
 
 #: How long requests in progress may take to end at a stop.
@@ -69,10 +68,11 @@ def serve(configured: Settings, registry: Registry) -> None:
     """
     if configured.oidc_issuer:
         require_oidc()
-    with listening(configured.web_host, configured.web_port) as listener, service.opened(configured, registry) as parts:
-        refuse_open(configured, parts)
-        emit(WebServing(web_address.address(configured)))
-        Server(config(app.surrounded(app.make(parts), parts)), parts.stopping).run(sockets=[listener])
+    with service.opened(configured, registry) as parts:
+        with listeners.opened(configured) as listener:
+            refuse_open(configured, parts)
+            emit(WebServing(web_address.address(configured)))
+            Server(config(app.surrounded(app.make(parts), parts)), parts.stopping).run(sockets=[listener])
         emit(WebStopping())
         end_now()  # at once: a thread or a connection that hangs does not delay the end
 
@@ -106,26 +106,12 @@ def config(application: object) -> uvicorn.Config:
     )
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises RotaError, which names the settings, if the address cannot be used."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)
-    except OSError as error:
-        said = f"cannot listen on {host}, port {port}: {error.strerror or error}"
-        raise RotaError(f"{said}; set ROTA_WEB_HOST or ROTA_WEB_PORT") from None
-    return listener
-
-
 def refuse_open(configured: Settings, parts: Service) -> None:
     """Raise RotaError if other machines can reach the service and no caller could log in.
 
     While PostgreSQL is away, the tokens are unknown, and nothing is raised.
     """
-    if web_address.is_loopback(configured.web_host) or configured.web_token is not None:
+    if web_address.is_local(configured) or configured.web_token is not None:
         return
     if configured.web_user_header or configured.oidc_issuer:
         return

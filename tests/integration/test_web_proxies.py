@@ -184,7 +184,7 @@ def test_a_host_that_is_none_is_not_believed(host):
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("ROTA_WEB_PROXIES", "proxy.example", "has 'proxy.example'; expected addresses and networks"),
+        ("ROTA_WEB_PROXIES", "proxy.example", "has 'proxy.example'; expected addresses, networks or unix"),
         ("ROTA_WEB_PROXIES", "10.0.0.5/8", "has '10.0.0.5/8'"),  # which of the two is meant?
         ("ROTA_WEB_ROLES", "ops", "has 'ops'; expected GROUP=ROLE"),
         ("ROTA_WEB_ROLES", "ops=root", "expected GROUP=ROLE with the role viewer, operator, admin"),

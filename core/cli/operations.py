@@ -15,7 +15,7 @@ from core.operations import plans
 from core.operations.plans import Operation
 from core.operations.wording import local, local_zone
 
-#: The number of runs that fell out which are shown without ``--all``.
+#: How many of the runs that were left out are listed without ``--all``.
 FIRST = 20
 #: The person who looks at operations. Whoever may use the database may see all of them.
 LOOKING = Actor("", via="cli")
@@ -66,10 +66,10 @@ def row(found: Operation) -> tuple[str, ...]:
 
 @operations.command()
 @click.argument("operation_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
-@click.option("--all", "is_all", is_flag=True, help="List all runs that fell out, and not only the first 20.")
+@click.option("--all", "is_all", is_flag=True, help="List all runs that were left out, and not only the first 20.")
 @as_json
 def show(operation_id: int, is_all: bool, as_json: bool) -> None:
-    """Show the progress of an operation, and the first 20 of the runs that fell out, with their reasons.
+    """Show the progress of an operation, and the first 20 of the runs that it left out, with the reasons.
 
     \b
       rota operations show 12

@@ -394,7 +394,7 @@ def left_out(connection: Connection, operation_id: int, actor: Actor, *, after: 
 
 
 def every_left_out(connection: Connection, operation_id: int, actor: Actor) -> Iterator[LeftOut]:
-    """Yield all items that fell out, page by page. Raises UnknownPlan or Forbidden."""
+    """Yield all items that were left out, page by page. Raises UnknownPlan or Forbidden."""
     after: int | None = 0
     while after is not None:
         page = left_out(connection, operation_id, actor, after=after)

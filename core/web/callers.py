@@ -31,7 +31,7 @@ def caller(
     shown: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
     _session: Annotated[str | None, Security(cookie)],
 ) -> Actor:
-    """Return the caller. Raises NotAuthenticated, CrossOrigin, TooManyFailures or TooManyWrites."""
+    """Return the caller. Raises NotAuthenticated, Forbidden, CrossOrigin, TooManyFailures or TooManyWrites."""
     actor = by_token(request, shown.credentials) if shown else by_browser(request)
     if request.method not in SAFE:
         service.of(request).writes.take(actor.name)
@@ -56,7 +56,7 @@ def by_token(request: Request, secret: str) -> Actor:
 def by_browser(request: Request) -> Actor:
     """Return the caller whom a trusted proxy names, or to whom the session of a cookie belongs.
 
-    Raises NotAuthenticated, Forbidden or CrossOrigin.
+    Raises NotAuthenticated, Forbidden, CrossOrigin or TooManyFailures.
     """
     user = request.scope["state"].get("user")
     if user is None:

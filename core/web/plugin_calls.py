@@ -52,7 +52,7 @@ class Calls:
         asked = asyncio.wrap_future(future)
         await asyncio.wait([asked], timeout=self.seconds)
         if not asked.done() and session.end():
-            asked.cancel()  # also the call, if it still waits for a thread
+            asked.cancel()  # this cancels the call too, if it still waits for a thread
             raise PluginTooSlow(f"the plugin {self.plugin} did not answer within {self.seconds:g} seconds")
         return await asked
 

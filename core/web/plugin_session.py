@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from core.web.transaction_commands import ends_transaction
 
-#: For how long a transaction may be idle after the longest time of its call.
+#: How much longer than the longest time of a call its transaction may be idle.
 GRACE_SECONDS = 1.0
 COMMITS = "a route does not commit: remove the commit; Rota commits when the route has returned"
 ENDS = "a route does not begin or end transactions: remove the statement, or use session.begin_nested()"
@@ -21,10 +21,12 @@ SESSION = "rota_session"
 
 
 class RouteSession(Session):
-    """The session of one call. Every transaction of it has the limits of the call."""
+    """The session of one call. Only Rota can commit it. Each of its transactions has the limits of the call."""
 
     def __init__(self, engine: Engine, seconds: float, *, is_reading: bool) -> None:
         super().__init__(engine, expire_on_commit=False)
+        #: The statements at the start of each transaction. ``statement_timeout`` does not end a transaction that is
+        #: idle.
         self.limits = f"SET LOCAL idle_in_transaction_session_timeout = {round((seconds + GRACE_SECONDS) * 1000)}"
         if is_reading:  # after a query, PostgreSQL refuses SET TRANSACTION READ WRITE
             self.limits += "; SET TRANSACTION READ ONLY; SELECT 1"
@@ -87,7 +89,9 @@ def limit(session: RouteSession, transaction: SessionTransaction, connection: Co
 
 @event.listens_for(RouteSession, "before_commit")
 def refuse_commit(session: RouteSession) -> None:
-    """Raise RuntimeError for a commit by the route, which would escape the audit and the limits. Savepoints may end."""
+    """Raise RuntimeError if a route commits, since its changes could then lack an entry in the audit. Savepoints may
+    end.
+    """
     if not session.may_commit and not session.in_nested_transaction():
         raise RuntimeError(COMMITS)
 

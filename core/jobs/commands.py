@@ -23,7 +23,7 @@ OWN = frozenset(
             "run",
             "runs",
         ),
-        *("schedules", "status", "tokens", "up", "web", "why", "worker", "workers"),
+        *("schedules", "sessions", "status", "tokens", "up", "web", "why", "worker", "workers"),
     }
 )
 

@@ -9,7 +9,6 @@ from starlette.types import ASGIApp
 
 from core.web import (
     api,
-    front,
     health,
     legacy,
     legacy_cleanup,
@@ -51,7 +50,6 @@ def make(service: Service | None) -> FastAPI:
     )
     app.state.service = service
     problems.install(app)
-    app.include_router(front.router)
     app.include_router(health.router)
     app.include_router(login.router)
     app.include_router(oidc_login.router)

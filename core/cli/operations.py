@@ -17,7 +17,7 @@ from core.operations.wording import local, local_zone
 
 #: How many of the runs that were left out are listed without ``--all``.
 FIRST = 20
-#: The person who looks at operations. Whoever may use the database may see all of them.
+#: The person who looks at operations. Everybody who may use the database may see all operations.
 LOOKING = Actor("", via="cli")
 
 

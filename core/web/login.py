@@ -38,7 +38,7 @@ async def log_in(request: Request) -> Response:
     return await run_in_threadpool(begin, request, secret, back)
 
 
-def begin(request: Request, secret: str) -> Response:
+def begin(request: Request, secret: str, back: str = "") -> Response:
     """Return the answer that gives a browser its session. Raises NotAuthenticated or TooManyFailures."""
     parts = service.of(request)
     with parts.failed.counted(callers.address_of(request), secret), parts.engine.begin() as connection:

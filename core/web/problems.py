@@ -42,6 +42,7 @@ from core.observability import metrics
 from core.observability.events import WebRefused, emit
 from core.operations.json_shape import Shape
 from core.operations.plans import Plan
+from core.web.pages import errors as pages
 from core.web.refusals import CrossOrigin, PluginBusy, PluginTooSlow, ProviderAway, TooManyFailures, TooManyWrites
 
 MEDIA_TYPE = "application/problem+json"

@@ -64,7 +64,8 @@ class Proxies:
         return found is not None and any(found in network for network in self._trusted)
 
     def _client(self, peer: Address | None, given: Headers) -> Address | None:
-        """Return the nearest address that is not one of a trusted proxy. What is farther away can be forged.
+        """Return the nearest address that is not one of a trusted proxy. Addresses that are farther away can be
+        forged.
 
         A program that connects to the Unix socket has no address.
         """

@@ -98,7 +98,7 @@ def sync_mail(engine: Ledger, registry: Jobs, caller: Caller) -> list[Synced]:
     return [Synced.of(job, counts) for job, counts in done.items()]
 
 
-@router.get("/api/v1/cache/status", dependencies=[Depends(instead("/queues"))], response_model_exclude_none=True)
+@router.get("/api/v1/cache/status", dependencies=[Depends(instead("/queues"))])
 async def of_cache(request: Request, found: Annotated[list[Queue], Depends(of_queues)], _caller: Caller) -> CacheStatus:
     """Return the health, and the numbers of runs of each queue. Call `GET /health` and `GET /api/v1/queues` instead."""
     return CacheStatus(health=await health.look(request), queues=found)

@@ -1,5 +1,6 @@
-"""Requests that are made up from the OpenAPI document: routes of plugins too, behind a proxy that removes the prefix, by
-a person who has logged in at an OpenID Connect provider.
+"""Requests made up from the OpenAPI document, for routes of plugins too, behind a proxy that removes the prefix.
+
+The caller has logged in at an OpenID Connect provider.
 """
 
 import pprint
@@ -13,6 +14,7 @@ import pytest
 import schemathesis
 from pydantic import BaseModel, Field, SecretStr
 from schemathesis.core.failures import FailureGroup
+from schemathesis.specs.openapi.checks import ignored_auth
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
@@ -25,7 +27,7 @@ from tests.support.web import serving
 
 PROXY, PREFIX, HOST = "10.0.0.5", "/ops/rota", "127.0.0.1:9190"
 #: The number of requests for each route of Rota, which other tests send many, and for each route of a plugin.
-REQUESTS, REQUESTS_OF_PLUGINS = 1, 8
+REQUESTS, REQUESTS_OF_PLUGINS = 1, 5
 
 
 class Shelf(BaseModel):
@@ -130,10 +132,10 @@ def test_made_up_requests_get_documented_answers_behind_a_proxy_too(browser):
         )
         @hypothesis.given(case=operation.as_strategy())
         def check(case):
-            case.call_and_validate(headers=headers)
+            case.call_and_validate(headers=headers, excluded_checks=[ignored_auth])
 
-        if operation.path in {"/health", "/health/live"}:  # there is no worker
-            continue
+        if not is_plugins and (operation.method != "get" or operation.path.startswith("/health")):
+            continue  # other tests call these; and the health is bad, since there is no worker
         try:
             check()
         except FailureGroup as error:

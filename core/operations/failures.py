@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row
 
 from core.jobs.registry import Registry
 from core.ledger import failures, history
+from core.observability.redaction import HIDDEN
 from core.operations.access import WHOLE, View
 from core.operations.json_shape import Instant, Shape
 from core.operations.redaction import redactor
@@ -17,6 +18,8 @@ from core.operations.redaction import redactor
 MOST_RUNS = 10_000
 #: At most this many groups are returned.
 MOST_GROUPS = 100
+#: The most characters of an error by which a plan selects runs.
+LONGEST_FRAGMENT = 200
 #: Parts of an error that differ from run to run: numbers, and texts in quotes.
 VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\d+", re.IGNORECASE)
 
@@ -77,6 +80,13 @@ def shape(name: str, runs: list[Row[Any]], error: str | None) -> Failure:
         newest=newest.id,
         error=error,
     )
+
+
+def fragment(error: str | None) -> str | None:
+    """Return the longest part that the errors of a group share, or None. A plan selects the group's runs by it."""
+    line = (error or "").partition("\n")[0].replace(HIDDEN, "''")
+    longest = max(VARYING.split(line), key=len).strip()
+    return longest[:LONGEST_FRAGMENT] or None
 
 
 def fingerprint(run: Row[Any]) -> str:

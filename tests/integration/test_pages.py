@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from pydantic import SecretStr
 
 import core.web.pages
-from core import every, job
+from core import Secret, every, job
 from core.jobs.registry import Plugin, Registry
 from core.plugins import loading
+from core.upkeep import carry_out_operation
 from tests.support.pages import BROWSER, OURS, local, read
 from tests.support.web import bearer, serving
 
@@ -21,7 +25,7 @@ STATIC = Path(core.web.pages.__file__).parent / "static"
 
 
 @job("close-day", queue="billing", schedule=every(hours=1))
-def close_day(run, region: str = "uk"):
+def close_day(run, region: str = "uk", pin: Annotated[str, Secret] = "0000", counts: list[int] | None = None):
     """Close the day."""
 
 
@@ -32,7 +36,8 @@ def poll(run):
 
 @pytest.fixture(autouse=True)
 def registry(database):
-    plugins = (Plugin("billing", "", "", (close_day,)), Plugin("mail", "", "", (poll,)))
+    core = Plugin("core", "", "", (carry_out_operation,))
+    plugins = (Plugin("billing", "", "", (close_day,)), Plugin("mail", "", "", (poll,)), core)
     with loading.using(Registry(plugins)) as registry:
         yield registry
 
@@ -49,15 +54,27 @@ def operator(database):
     return bearer(database, "operator")
 
 
+@pytest.fixture
+def admin(database):
+    return bearer(database, "admin")
+
+
 def dead(ledger, **columns):
     columns |= {"args": json.dumps(columns.pop("args"))} if "args" in columns else {}
     given = {"state": "dead", "reason": "retries", "finished_at": AT, "queued_at": AT, **columns}
     return ledger.request("close-day", queue="billing", **given)
 
 
-@pytest.mark.parametrize("path", ["/", "/runs", "/jobs", "/jobs/close-day"])
-def test_a_page_without_data(client, operator, path):
-    answer = client.get(path, headers=operator)
+PATHS = [
+    "/", "/runs", "/jobs", "/jobs/close-day", "/failures", "/queues", "/workers", "/why", "/why?job=close-day&at=03:00",
+    "/pauses", "/orphans", "/orphans/messages", "/operations", "/plugins", "/releases", "/audit", "/tokens",
+    "/find?q=x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_page_without_data(client, admin, path):
+    answer = client.get(path, headers=admin)
     page = read(answer)
 
     assert answer.status_code == 200
@@ -66,23 +83,76 @@ def test_a_page_without_data(client, operator, path):
 
 
 @pytest.mark.parametrize("prefix", ["", "/x/rota"])
-def test_every_link_of_every_page_leads_somewhere(database, ledger, operator, prefix):
+def test_every_link_of_every_page_leads_somewhere(database, ledger, admin, prefix):
     """The walk begins at the first page, and follows links to pages that the rest of the walk has not seen."""
-    dead(ledger, error="boom", key="42")
+    fill(ledger)
     waiting, seen = [f"http://127.0.0.1:9190{prefix}/"], set()
 
     with serving(web_prefix=prefix) as client:
         while waiting:
             address = waiting.pop()
             seen.add(address)
-            answer = client.get(address, headers={**operator, **BROWSER}, follow_redirects=True)
+            answer = client.get(address, headers={**admin, **BROWSER}, follow_redirects=True)
             assert answer.status_code == 200, address
             if "text/html" in answer.headers["Content-Type"]:
                 found = local(read(answer), str(answer.url))
                 assert all(link.startswith(f"http://127.0.0.1:9190{prefix}/") for link in found)
-                waiting += [link for link in found if link not in seen and link not in waiting]
+                waiting += [link for link in found if shape(link) not in {shape(each) for each in [*seen, *waiting]}]
 
-    assert f"http://127.0.0.1:9190{prefix}/runs" in seen
+    paths = {address.removeprefix(f"http://127.0.0.1:9190{prefix}").partition("?")[0] for address in seen}
+    assert {path.partition("?")[0] for path in PATHS} - {"/find"} <= paths
+
+
+@pytest.mark.parametrize("role", ["viewer", "operator"])
+def test_a_person_sees_no_form_that_would_be_refused(client, database, ledger, role):
+    """Each form that changes something is sent. It may be refused for its values, but not for the role."""
+    run, headers = fill(ledger), bearer(database, role)
+    sent = 0
+
+    for path in [*PATHS, f"/runs/{run}"]:
+        answer = client.get(path, headers=headers)
+        assert answer.status_code == (403 if path == "/tokens" else 200), path
+        for form in read(answer).forms:
+            if form.method == "post" and form.action != "/logout":
+                done = client.post(form.action, data=form.fields, headers={**headers, **OURS})
+                assert done.status_code in {200, 303, 409, 422}, (path, form, done.text)
+                sent += 1
+
+    assert (sent == 0) == (role == "viewer")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PATHS if path not in {"/plugins", "/releases", "/audit", "/tokens", "/orphans/messages"}]
+)
+def test_a_person_with_limits_sees_only_their_jobs(client, database, ledger, path):
+    fill(ledger)
+    limited = bearer(database, "operator", plugins=["mail"])
+
+    answer = client.get(path, headers=limited)
+    page = read(answer)
+
+    if "close-day" in path:
+        assert answer.status_code == 403
+    else:
+        assert answer.status_code == 200
+        assert "close-day" not in page.text
+        assert not {"/plugins", "/releases", "/audit", "/tokens"} & set(page.links)
+
+
+def shape(link):
+    """A link without its numbers and the values of its query: one of each shape is followed."""
+    parts = urlsplit(link)
+    return re.sub(r"\d+", "1", parts.path), tuple(sorted(dict(parse_qsl(parts.query))))
+
+
+def fill(ledger):
+    """Insert runs in several states; return the id of a dead one."""
+    now = datetime.now(UTC)
+    ledger.request("poll", queue="mail", state="orphaned", former_state="queued", reason="unknown", finished_at=now)
+    ledger.request(
+        "close-day", queue="billing", state="succeeded", slot=AT, started_at=AT, finished_at=AT, worker="w:1"
+    )
+    return dead(ledger, error="boom 42", key="42", finished_at=now)
 
 
 class TestRuns:
@@ -300,3 +370,152 @@ class TestRun:
 
         assert answer.status_code == 200
         assert "No plugin that is loaded here has this job" in read(answer).text
+
+
+class TestPlans:
+    def send(self, client, headers, address, **fields):
+        return client.post(address, data=fields, headers={**headers, **OURS})
+
+    def test_a_plan_is_shown_confirmed_and_carried_out(self, client, operator, ledger):
+        chosen = [dead(ledger), dead(ledger)]
+        dead(ledger)
+
+        shown = self.send(client, operator, "/plans", action="retry", ids=chosen)
+        (form,) = [form for form in read(shown).forms if form.action.endswith("/execute")]
+        done = self.send(client, operator, form.action, **form.fields)
+
+        assert "Retry 2 runs?" in read(shown).text
+        assert shown.url.path.startswith("/plans/")
+        assert done.url.path.startswith("/operations/")
+        assert "0 changed, 0 fell out, 2 remain" in read(done).text
+        assert ledger.value("SELECT count(*) FROM rota_runs WHERE job = 'carry-out-operation'") == 1
+
+    def test_a_plan_of_a_cancel_needs_its_phrase(self, client, operator, ledger):
+        run = ledger.request("close-day", queue="billing")
+
+        shown = self.send(client, operator, "/plans", action="cancel", ids=[run])
+        (form,) = [form for form in read(shown).forms if form.action.endswith("/execute")]
+        refused = self.send(client, operator, form.action, digest=form.fields["digest"], phrase="yes")
+        done = self.send(client, operator, form.action, digest=form.fields["digest"], phrase="cancel 1 runs")
+
+        assert refused.status_code == 409
+        assert done.url.path.startswith("/operations/")
+
+    def test_a_group_of_failures_is_planned_by_what_its_errors_share(self, client, operator, ledger):
+        for number in range(3):
+            dead(ledger, error=f"Timeout: no answer from host {number}", finished_at=datetime.now(UTC))
+        dead(ledger, error="Boom", finished_at=datetime.now(UTC))
+
+        page = read(client.get("/failures", headers=operator))
+        form = page.forms[-2] if page.forms[-1].fields.get("error") == "Boom" else page.forms[-1]
+        shown = self.send(client, operator, "/plans", **{**form.fields, "action": "drop"})
+
+        assert "Timeout: no answer from host" in form.fields["error"]
+        assert "Drop 3 runs?" in read(shown).text
+
+    def test_an_empty_choice_is_refused(self, client, operator, ledger):
+        dead(ledger)
+
+        assert self.send(client, operator, "/plans", action="drop").status_code == 409
+
+
+class TestStart:
+    def start(self, client, headers, **fields):
+        page = read(client.get("/jobs/close-day", headers=headers))
+        (form,) = [form for form in page.forms if form.action == "/jobs/close-day/runs"]
+        return client.post(form.action, data={**form.fields, **fields}, headers={**headers, **OURS})
+
+    def test_a_form_requests_a_run_with_its_arguments(self, client, operator, ledger):
+        answer = self.start(
+            client, operator, **{"arg.region": "fr", "arg.counts": "[1, 2]", "arg.pin": "1234", "key": "k"}
+        )
+
+        (run,) = ledger.runs("close-day")
+        assert answer.url.path == f"/runs/{run.id}"
+        assert (run.args, run.key) == ({"region": "fr", "counts": [1, 2], "pin": "1234"}, "k")
+        assert "1234" not in answer.text
+
+    def test_empty_fields_have_their_defaults(self, client, operator, ledger):
+        self.start(client, operator)
+
+        (run,) = ledger.runs("close-day")
+        assert run.args == {}
+
+    def test_wrong_arguments_are_said_and_the_form_keeps_what_was_written(self, client, operator, ledger):
+        answer = self.start(client, operator, **{"arg.region": "fr", "arg.counts": "[1,", "arg.pin": "1234"})
+        (form,) = [form for form in read(answer).forms if form.action == "/jobs/close-day/runs"]
+
+        assert answer.status_code == 409
+        assert "counts is not JSON" in read(answer).text
+        assert form.fields["arg.region"] == "fr"
+        assert "1234" not in answer.text
+        assert ledger.runs("close-day") == []
+
+    def test_a_form_that_is_sent_twice_requests_one_run(self, client, operator, ledger):
+        page = read(client.get("/jobs/close-day", headers=operator))
+        (form,) = [form for form in page.forms if form.action == "/jobs/close-day/runs"]
+
+        for _ in range(2):
+            client.post(form.action, data=form.fields, headers={**operator, **OURS})
+
+        assert len(ledger.runs("close-day")) == 1
+
+    def test_a_run_can_be_requested_again_with_other_arguments(self, client, operator, ledger):
+        run = dead(ledger, args={"region": "atlantis", "pin": "9999"}, key="42")
+
+        answer = client.get(f"/jobs/close-day?like={run}", headers=operator)
+        (form,) = [form for form in read(answer).forms if form.action == "/jobs/close-day/runs"]
+
+        assert (form.fields["arg.region"], form.fields["key"]) == ("atlantis", "42")
+        assert "9999" not in answer.text
+
+
+class TestPauses:
+    def test_a_pause_is_begun_and_ended(self, client, operator, ledger):
+        page = read(client.get("/jobs/close-day", headers=operator))
+        (form,) = [form for form in page.forms if form.action == "/pauses"]
+
+        paused = client.post(form.action, data=form.fields, headers={**operator, **OURS})
+        (form,) = [form for form in read(paused).forms if form.action == "/pauses/end"]
+        resumed = client.post(form.action, data=form.fields, headers={**operator, **OURS})
+
+        assert paused.url.path == resumed.url.path == "/jobs/close-day"
+        assert "job:close-day is paused." in read(paused).text
+        assert "The pause of job:close-day has ended." in read(resumed).text
+
+
+class TestTokens:
+    def test_a_token_is_made_shown_once_and_revoked(self, client, admin):
+        given = {"name": "grafana", "role": "viewer", "days": "7", "plugins": "mail"}
+
+        made = client.post("/tokens", data=given, headers={**admin, **OURS})
+        secret = next(word for word in read(made).text.split() if word.startswith("rota_token_"))
+        again = client.get("/tokens", headers=admin)
+        me = client.get("/api/v1/me", headers={"Authorization": f"Bearer {secret}"}).json()
+        client.post("/tokens/revoke", data={"name": "grafana"}, headers={**admin, **OURS})
+
+        assert (me["name"], me["role"], me["plugins"]) == ("grafana", "viewer", ["mail"])
+        assert secret not in again.text
+        assert client.get("/api/v1/me", headers={"Authorization": f"Bearer {secret}"}).status_code == 401
+
+
+class TestWhy:
+    def test_the_link_to_send_asks_the_same_question(self, client, operator, ledger):
+        succeeded = fill(ledger) - 1
+
+        page = read(client.get("/why?job=close-day&at=2026-01-15T03:00", headers=operator))
+        (link,) = [link for link in page.links if "at=2026-01-15T03%3A00Z" in link]
+        again = read(client.get(link, headers=operator))
+
+        assert "close-day succeeded at Thu 15 Jan" in page.text
+        assert again.text.partition("To send")[0].count(f"Run {succeeded} for the slot") == 1
+
+
+class TestFind:
+    @pytest.mark.parametrize(
+        ("asked", "path"), [("1", "/runs/1"), ("close-day", "/jobs/close-day"), ("CLOSE", "/jobs/close-day")]
+    )
+    def test_a_run_or_a_job_is_found(self, client, operator, asked, path):
+        answer = client.get("/find", params={"q": asked}, headers=operator, follow_redirects=False)
+
+        assert answer.headers["Location"] == path

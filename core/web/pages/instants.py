@@ -19,10 +19,8 @@ def when(instant: datetime | None, zone: str | ZoneInfo = "UTC") -> Markup | str
     """Return an instant in ``zone``: the time with the zone's abbreviation, and the date unless it is today."""
     if instant is None:
         return "–"
-    utc = instant.astimezone(UTC)
-    return TIME.format(
-        f"{utc:%Y-%m-%dT%H:%M:%SZ}", f"{utc:%Y-%m-%d %H:%M:%S} UTC", relative(instant), in_words(instant, zone)
-    )
+    title = f"{instant.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return TIME.format(utc(instant), title, relative(instant), in_words(instant, zone))
 
 
 def in_words(instant: datetime, zone: str | ZoneInfo = "UTC") -> str:
@@ -33,6 +31,11 @@ def in_words(instant: datetime, zone: str | ZoneInfo = "UTC") -> str:
         return f"{there:%H:%M:%S %Z}"
     year = " %Y" if abs(now - instant) > WITH_YEAR else ""
     return format(there, f"%a {there.day} %b{year} %H:%M:%S %Z")
+
+
+def utc(instant: datetime) -> str:
+    """Return an instant as text for an address."""
+    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def relative(instant: datetime) -> str:

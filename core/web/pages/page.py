@@ -16,15 +16,31 @@ from core.operations import access, why
 from core.web import callers, service
 from core.web.callers import Caller
 from core.web.pages import places
-from core.web.pages.rendering import rendered
+from core.web.pages.rendering import address, rendered
 
 #: The cookie with a sentence about what was done. The next page shows it, and removes it.
 SAID = "rota-said"
 SAID_SECONDS = 30
 LONGEST_SAID = 500
 #: The pages that are always at hand, and the others, each with its name.
-NAV = (("/", "Now"), ("/runs", "Runs"), ("/jobs", "Jobs"))
-FURTHER = (("/api", "API"),)
+NAV = (
+    ("/", "Now"),
+    ("/runs", "Runs"),
+    ("/failures", "Failures"),
+    ("/jobs", "Jobs"),
+    ("/queues", "Queues"),
+    ("/workers", "Workers"),
+    ("/why", "Why"),
+)
+FURTHER = (("/operations", "Operations"), ("/pauses", "Pauses"), ("/orphans", "Orphans"))
+#: Pages that concern more than single jobs. People with limits may not see them.
+OF_EVERYTHING = (
+    ("/plugins", "Plugins"),
+    ("/releases", "Releases"),
+    ("/audit", "Audit"),
+)
+FOR_ADMINS = (("/tokens", "Tokens"),)
+API = ("/api", "API")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +67,7 @@ class Page:
     @property
     def further(self) -> tuple[tuple[str, str], ...]:
         """The other pages."""
-        return FURTHER
+        return (*FURTHER, *(OF_EVERYTHING if self.sees_all else ()), *(FOR_ADMINS if self.sees_tokens else ()), API)
 
     @property
     def is_further(self) -> bool:
@@ -63,6 +79,10 @@ class Page:
         own = str(self.request.scope["path"]).removeprefix(str(self.request.scope["root_path"]))
         return own == path or (path != "/" and own.startswith(f"{path}/"))
 
+    def filter(self, *without: str) -> dict[str, str]:
+        """Return the parameters of this address, except those that say which part of a list is shown."""
+        return {name: value for name, value in self.request.query_params.items() if name not in without}
+
     def may(self, action: Action) -> bool:
         """Return whether the role of the person allows an action."""
         return access.allows(self.caller, action)
@@ -71,6 +91,11 @@ class Page:
     def sees_all(self) -> bool:
         """Whether the person has no limits, which some pages need."""
         return not access.is_limited(self.caller)
+
+    @property
+    def sees_tokens(self) -> bool:
+        """Whether the person may see the list of tokens."""
+        return self.sees_all and self.may("tokens create")
 
     def shown(self, template: str, status: int = 200, **values: Any) -> Response:
         """Return the page."""
@@ -81,6 +106,10 @@ class Page:
         if said:
             answer.delete_cookie(SAID, path=self._cookie_path)
         return answer
+
+    def place(self, path: str) -> str:
+        """Return a place of this service, with the prefix."""
+        return address(str(self.request.scope["root_path"]), path)
 
     def back(self, place: str, said: str) -> Response:
         """Send the browser to a place of this service, after a form has changed something. It shows ``said`` there."""

@@ -26,6 +26,8 @@ environment = Environment(
 )
 environment.filters.update(
     when=instants.when,
+    in_words=instants.in_words,
+    utc=instants.utc,
     ago=instants.relative,
     span=instants.span,
     late=instants.late,

@@ -40,9 +40,9 @@ def listed(
 ) -> Response:
     """List runs, the newest first."""
     found = listing.page(connection, registry, chosen, limit=limit, cursor=cursor, view=seen)
-    given = {**page.request.query_params}
-    given.pop("cursor", None)
-    return page.shown("runs.html", found=found, chosen=given, states=get_args(StateName), is_first=cursor is None)
+    return page.shown(
+        "runs.html", found=found, chosen=page.filter("cursor"), states=get_args(StateName), is_first=cursor is None
+    )
 
 
 @router.get("/runs/{run_id}")

@@ -14,6 +14,7 @@ LOOKS = {
     "orphaned": ("orphan", "orphan"),
     "to come": ("wait", "wait"),
     "not on record": ("orphan", "wait"),
+    "not due": ("skip", "skip"),
     # attempts
     "failed": ("dead", "dead"),
     "crashed": ("dead", "dead"),

@@ -10,6 +10,8 @@ PATH = re.compile(r"(/([a-z0-9][a-z0-9_-]*|\{[a-z][a-z0-9_]*\}))+")
 #: The methods of routes that change nothing. The functions of such routes get a session that cannot write.
 READING = frozenset({"GET"})
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+#: The most characters of the title of a page.
+LONGEST_TITLE = 40
 ROLES = ("viewer", "operator", "admin")
 
 
@@ -19,13 +21,14 @@ class Route:
 
     ``path`` begins with a slash and may have parameters: ``/accounts/{name}``. ``place`` names a function as
     ``package.module:name``. ``role`` is the lowest role that may call the route. A route that changes something needs
-    at least an operator.
+    at least an operator. A ``GET`` route with a ``title`` also has a page, at ``/plugins/NAME`` and its path.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     place: str
     role: Literal["viewer", "operator", "admin"]
+    title: str = ""
 
     @property
     def is_reading(self) -> bool:
@@ -50,4 +53,8 @@ def problem(route: object) -> str:
         return f"the route {route} with the role {route.role!r}; expected one of {', '.join(ROLES)}"
     if route.role == ROLES[0] and not route.is_reading:
         return f"the route {route} with the role viewer, which may change nothing; expected the role operator or admin"
+    if not isinstance(route.title, str) or len(route.title) > LONGEST_TITLE:
+        return f"the route {route} with the title {route.title!r}; expected a text of up to {LONGEST_TITLE} characters"
+    if route.title and not route.is_reading:
+        return f"the route {route} with a title, which only a GET route may have"
     return ""

@@ -48,7 +48,7 @@ def make(service: Service | None) -> FastAPI:
         redirect_slashes=False,
         telemetry=NO_TELEMETRY,
     )
-    app.state.service = service
+    app.state.service, app.state.plugin_pages = service, []
     problems.install(app)
     app.include_router(health.router)
     app.include_router(login.router)

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from core.errors import PluginError
 from core.jobs.routes import Route
@@ -21,6 +22,8 @@ from core.ledger.audit import Actor
 from core.observability.events import WebRoutesBroken, emit
 from core.operations import plugin_routes
 from core.web.callers import Caller
+from core.web.pages import plugin_pages
+from core.web.pages.page import PageRoute
 from core.web.plugin_calls import Calls
 from core.web.problems import REFUSALS
 
@@ -37,6 +40,7 @@ def include(app: FastAPI, routes: Mapping[str, tuple[Route, ...]], *, is_strict:
 
     Raises PluginError in that case if ``is_strict``.
     """
+    app.state.plugin_pages = []
     for plugin, found in routes.items():
         try:
             router = router_of(plugin, found)
@@ -49,6 +53,8 @@ def include(app: FastAPI, routes: Mapping[str, tuple[Route, ...]], *, is_strict:
             emit(WebRoutesBroken(plugin, said), error)
         else:
             app.include_router(router)
+            app.include_router(pages_of(plugin, found))
+            app.state.plugin_pages += [(plugin, route) for route in found if route.title]
 
 
 def router_of(plugin: str, routes: tuple[Route, ...]) -> APIRouter:
@@ -57,6 +63,19 @@ def router_of(plugin: str, routes: tuple[Route, ...]) -> APIRouter:
     for route in routes:
         add(router, plugin, route, imported(route))
     get_openapi(title=plugin, version="", routes=router.routes)  # raises an error if a type has no schema
+    return router
+
+
+def pages_of(plugin: str, routes: tuple[Route, ...]) -> APIRouter:
+    """Return the pages of a plugin's routes that have titles. They show what the routes return."""
+    router = APIRouter(prefix=plugin_pages.place(plugin), include_in_schema=False, route_class=PageRoute)
+    for route in routes:
+        if route.title:
+            function = imported(route)
+            answer = TypeAdapter(inspect.signature(function, eval_str=True).return_annotation)
+            shown = partial(plugin_pages.shown, plugin, route, routes)
+            page = endpoint(plugin, route, function, parameters_of(route, function), answer, shown)
+            router.add_api_route(route.path, page, methods=[route.method], response_model=None)
     return router
 
 
@@ -108,9 +127,10 @@ def endpoint(
     function: Function,
     parameters: list[inspect.Parameter],
     adapter: "TypeAdapter[Any] | None",
+    shown: "Callable[[Request, Actor, bytes], Response] | None" = None,
 ) -> Function:
     """Return the function that FastAPI calls. It has the parameters of ``function`` without the session, and two of
-    Rota's own.
+    Rota's own. ``shown`` makes the answer from the JSON of the result.
     """
 
     def permitted(caller: Caller) -> Actor:
@@ -122,6 +142,8 @@ def endpoint(
         calls: Calls = request.app.state.calls[plugin]
         work = partial(call, partial(function, **given), adapter, partial(recorded, caller, plugin, route))
         body = await calls.answer(work, is_reading=route.is_reading)
+        if shown is not None:
+            return await run_in_threadpool(shown, request, caller, body)
         return Response(body, media_type="application/json") if adapter else Response(status_code=NO_BODY)
 
     own = [

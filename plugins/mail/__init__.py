@@ -75,8 +75,8 @@ class Mail:
     @hookimpl
     def register_routes(self) -> list[Route]:
         return [
-            Route("GET", "/accounts", "plugins.mail.routes:listed", "viewer"),
-            Route("GET", "/accounts/{name}", "plugins.mail.routes:one", "viewer"),
+            Route("GET", "/accounts", "plugins.mail.routes:listed", "viewer", "Mail accounts"),
+            Route("GET", "/accounts/{name}", "plugins.mail.routes:one", "viewer", "Mail account"),
             Route("POST", "/accounts/{name}/pause", "plugins.mail.routes:pause", "operator"),
             Route("POST", "/accounts/{name}/resume", "plugins.mail.routes:resume", "operator"),
             Route("POST", "/accounts/{name}/poll", "plugins.mail.routes:poll", "operator"),

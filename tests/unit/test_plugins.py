@@ -345,6 +345,8 @@ def test_hook_register_routes(write: Write):
         ("[Route('GET', '/../tokens', 'a:b', 'viewer')]", "with the path '/../tokens'"),
         ("[Route('GET', '/{all:path}', 'a:b', 'viewer')]", "with the path '/{all:path}'"),
         ("[Route('GET', '/x', 'a.b', 'viewer')]", "at 'a.b'; expected a place such as 'billing.routes:invoices'"),
+        ("[Route('GET', '/x', 'a:b', 'viewer', 5)]", "with the title 5; expected a text"),
+        ("[Route('POST', '/x', 'a:b', 'operator', 'X')]", "with a title, which only a GET route may have"),
         ("[Route('GET', '/x', 'a:b', 'viewer')] * 2", "returned the route GET /x twice"),
     ],
 )

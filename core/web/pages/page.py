@@ -15,7 +15,7 @@ from core.ledger.audit import Action, Actor
 from core.operations import access, why
 from core.web import callers, service
 from core.web.callers import Caller
-from core.web.pages import places
+from core.web.pages import places, plugin_links
 from core.web.pages.rendering import address, rendered
 
 #: The cookie with a sentence about what was done. The next page shows it, and removes it.
@@ -67,7 +67,14 @@ class Page:
     @property
     def further(self) -> tuple[tuple[str, str], ...]:
         """The other pages."""
-        return (*FURTHER, *(OF_EVERYTHING if self.sees_all else ()), *(FOR_ADMINS if self.sees_tokens else ()), API)
+        own = plugin_links.reachable(self.request.app.state.plugin_pages, self.caller)
+        return (
+            *own,
+            *FURTHER,
+            *(OF_EVERYTHING if self.sees_all else ()),
+            *(FOR_ADMINS if self.sees_tokens else ()),
+            API,
+        )
 
     @property
     def is_further(self) -> bool:

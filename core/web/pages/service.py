@@ -41,7 +41,7 @@ def of_workers(page: Shown, connection: Reading, registry: Jobs, seen: Seen) -> 
 def of_plugins(page: Shown, registry: Jobs) -> Response:
     """Show the installed plugins, loaded or not."""
     access.check_unlimited(page.caller, "the list of plugins")
-    return page.shown("plugins.html", plugins=plugins.listed(registry))
+    return page.shown("installed.html", plugins=plugins.listed(registry))
 
 
 @router.get("/releases")

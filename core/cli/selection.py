@@ -31,6 +31,8 @@ def filtering(command: Callable[..., Any], *, by_reason: str = "--reason") -> Ca
         click.option("--queue", metavar="QUEUE", help="Runs on this queue."),
         click.option("--since", metavar="TIME", help="Runs that ended (or were queued) after this: 2h (ago), 03:00."),
         click.option("--until", metavar="TIME", help="Runs that ended (or were queued) before this time."),
+        click.option("--key", metavar="KEY", help="Runs of this key."),
+        click.option("--arg", "args", multiple=True, metavar="NAME:VALUE", help="Runs with this argument."),
         click.option("--error", metavar="TEXT", help="Runs whose error contains this text."),
         click.option(by_reason, "reason", metavar="REASON", help="Runs with this reason, such as crashes."),
     ]

@@ -26,6 +26,8 @@ class State(StrEnum):
 
 #: A run in one of these states is over.
 FINAL = (State.SUCCEEDED, State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANED)
+#: A run in one of these states has ended, and has not succeeded.
+UNHAPPY = (State.DEAD, State.SKIPPED, State.MISSED, State.ORPHANED)
 #: A run in one of these states may be claimed.
 WAITING = (State.QUEUED, State.RETRYING)
 #: The states of ``WAITING`` in SQL, written as in the conditions of the indexes.
@@ -50,6 +52,11 @@ IS_LIMITED = f"{IS_PARKED} AND waits_for IS NOT NULL"
 IS_CALLED = f"{IS_WAITING} AND sent_at < 'infinity' AND waits_for IS NOT NULL"
 
 
+#: The same states in SQL, written as in the conditions of the indexes.
+IS_UNHAPPY = "state IN ('dead', 'skipped', 'missed', 'orphaned')"
+#: The run is a slot, or a request with a key that has ended. A request has an entry in the index only from its end on,
+#: so that its insertion and its claim write none.
+HAS_KEY = "slot IS NOT NULL OR (key <> '' AND finished_at IS NOT NULL)"
 #: The run is a slot of a schedule made at run time, and has succeeded at its first attempt without a result.
 IS_FORGETTABLE = "state = 'succeeded' AND slot IS NOT NULL AND key <> '' AND attempt = 1 AND result IS NULL"
 #: The run is a slot that did not simply succeed in time. Runs that succeed in time never enter the index of these.
@@ -134,15 +141,24 @@ class RunRow(Base):
     schedule_id: Mapped[int | None] = mapped_column(BigInteger)
 
     __table_args__ = (
-        Index("rota_runs_slot", "job", "key", "slot", unique=True, postgresql_where="slot IS NOT NULL"),
+        # A null is distinct from any other, so requests are never in conflict. ``id`` is there for lists of a key.
+        Index(
+            "rota_runs_slot",
+            "job",
+            "key",
+            "slot",
+            unique=True,
+            postgresql_include=["id"],
+            postgresql_where=HAS_KEY,
+        ),
         Index("rota_runs_history", "job", "id"),
         Index("rota_runs_unsent", "queue", "job", "due_at", postgresql_where=IS_UNSENT),
         Index("rota_runs_sent", "queue", "job", "sent_at", postgresql_where=IS_SENT),
         Index("rota_runs_late", "slot", postgresql_where="state = 'queued' AND slot IS NOT NULL"),
         Index("rota_runs_lease", "job", "key", unique=True, postgresql_where="state = 'running' AND exclusive"),
         Index("rota_runs_running", "process_id", postgresql_where="state = 'running'"),
-        Index("rota_runs_orphaned", "job", "id", postgresql_where="state = 'orphaned'"),
-        Index("rota_runs_dead", "id", postgresql_where="state = 'dead'"),
+        Index("rota_runs_unhappy", "state", "finished_at", "id", postgresql_where=IS_UNHAPPY),
+        Index("rota_runs_unhappy_of_job", "job", "state", "finished_at", "id", postgresql_where=IS_UNHAPPY),
         Index("rota_runs_finished", "finished_at", postgresql_where="finished_at IS NOT NULL"),
         Index(
             "rota_runs_turn",
@@ -161,7 +177,6 @@ class RunRow(Base):
         Index("rota_runs_expiring", "expires_at", postgresql_where="state = 'queued' AND expires_at IS NOT NULL"),
         Index("rota_runs_children", "parent_id", "id", postgresql_where="parent_id IS NOT NULL"),
         Index("rota_runs_forgettable", "job", "finished_at", postgresql_where=IS_FORGETTABLE),
-        Index("rota_runs_unstarted", "state", "id", postgresql_where="state IN ('skipped', 'missed')"),
         Index("rota_runs_notable", "job", "slot", postgresql_where=IS_NOTABLE),
         CheckConstraint("priority BETWEEN 0 AND 9", name="rota_runs_priority"),
     )
@@ -333,6 +348,27 @@ class SuccessCountRow(Base):
     last_slot: Mapped[datetime] = mapped_column(Instant)
 
     __table_args__ = (Index("rota_success_counts_minute", "minute"),)
+
+
+class RunCountRow(Base):
+    """The number of runs of a job that ended in one minute with one outcome, after about the same time.
+
+    Counts that are older than three days are summed up by the hour.
+    """
+
+    __tablename__ = "rota_run_counts"
+
+    job: Mapped[str] = mapped_column(Text, primary_key=True)
+    minute: Mapped[datetime] = mapped_column(Instant, primary_key=True)
+    #: The state of the runs; ``dropped`` or ``cancelled`` for dead runs that were withdrawn.
+    outcome: Mapped[str] = mapped_column(Text, primary_key=True)
+    #: How long the last attempt took, as a class of ``core/ledger/run_counts.py``.
+    took: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    runs: Mapped[int] = mapped_column(BigInteger)
+    #: The sum of the milliseconds.
+    took_ms: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (Index("rota_run_counts_minute", "minute"),)
 
 
 class GapRow(Base):

@@ -9,12 +9,14 @@ Each operation is one conditional statement. If two people request the same oper
 run.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Row, Text, cast, func, literal, or_, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 
 from core.jobs.job import Job
 from core.ledger.cancels import CANCELLED
@@ -24,6 +26,10 @@ RUNS = RunRow.__table__
 RETRIABLE = (State.DEAD,)
 DROPPABLE = (*WAITING, State.DEAD)
 DROPPED = "dropped"
+#: The states in which a run can have a reason.
+WITH_REASON = frozenset(State) - {State.SUCCEEDED, State.RUNNING}
+#: The states in which a run can have an error of its own.
+WITH_ERROR = frozenset(State) - {State.SUCCEEDED, State.SKIPPED, State.MISSED}
 #: The reasons of dead runs that a person or an application has withdrawn. They are not failures.
 WITHDRAWN = (DROPPED, CANCELLED)
 #: The condition for a withdrawn run, in SQL.
@@ -75,32 +81,78 @@ class Filter:
     #: Whether dropped and cancelled runs are selected too when no reason is given.
     even_withdrawn: bool = False
     key: str | None = None
+    #: Arguments: for each, the JSON objects of which a run's arguments must contain one.
+    args: Sequence[Sequence[Mapping[str, Any]]] = ()
+
+    @property
+    def possible_states(self) -> list[State]:
+        """The states of runs that can meet these conditions."""
+        found = [State(state) for state in self.states]
+        if self.reason is not None:
+            found = [state for state in found if state in WITH_REASON]
+        if self.error is not None:
+            found = [state for state in found if state in WITH_ERROR]
+        return found
 
     @property
     def is_by_time(self) -> bool:
-        """Whether a list of these runs is in the order of time. Otherwise, it is in the order of ids."""
-        return self.since is not None or self.until is not None
+        """Whether a list of these runs is in the order of time, which is so if a time is given, or if no succeeded run
+        is among them. Otherwise, it is in the order of ids.
+        """
+        return self.since is not None or self.until is not None or State.SUCCEEDED not in self.possible_states
+
+    @property
+    def has_key(self) -> bool:
+        """Whether an index has the key. Runs with the empty key are found by their job."""
+        return bool(self.key)
+
+    @property
+    def is_search(self) -> bool:
+        """Whether there are conditions that no index has."""
+        return any(True for _ in self.unindexed())
+
+    @property
+    def indexed(self) -> "Filter":
+        """The same conditions without those that no index has. The possible states stay the same."""
+        key = self.key if self.has_key else None
+        return replace(self, states=self.possible_states, queue=None, error=None, reason=None, args=(), key=key)
 
     def conditions(self) -> Iterable[ColumnElement[bool]]:
         """Return the conditions in SQL. By default, dropped and cancelled runs are selected only by their reason."""
         instant = func.coalesce(RUNS.c.finished_at, RUNS.c.queued_at)
         yield RUNS.c.state.in_([str(state) for state in self.states])
-        if self.jobs is not None:
-            yield RUNS.c.job.in_(sorted(self.jobs))
-        if self.key is not None:
-            yield RUNS.c.key == self.key
-        if self.queue is not None:
-            yield RUNS.c.queue == self.queue
+        yield from self.of_jobs()
         if self.since is not None:
             yield instant >= self.since
         if self.until is not None:
             yield instant < self.until
+        yield from self.others()
+
+    def of_jobs(self) -> Iterable[ColumnElement[bool]]:
+        """Return the condition on the job."""
+        if self.jobs is not None:
+            yield RUNS.c.job.in_(sorted(self.jobs))
+
+    def others(self) -> Iterable[ColumnElement[bool]]:
+        """Return the conditions on other columns than the state, the job and the times."""
+        if self.has_key:
+            yield RUNS.c.key == self.key
+        yield from self.unindexed()
+        if self.reason is None and not self.even_withdrawn:
+            yield or_(RUNS.c.reason.is_(None), RUNS.c.reason.not_in(WITHDRAWN))
+
+    def unindexed(self) -> Iterable[ColumnElement[bool]]:
+        """Return the conditions that no index has."""
+        if self.key is not None and not self.has_key:
+            yield RUNS.c.key == self.key
+        if self.queue is not None:
+            yield RUNS.c.queue == self.queue
         if self.error is not None:
             yield func.strpos(func.lower(RUNS.c.error), self.error.lower()) > 0
         if self.reason is not None:
             yield RUNS.c.reason == self.reason
-        elif not self.even_withdrawn:
-            yield or_(RUNS.c.reason.is_(None), RUNS.c.reason.not_in(WITHDRAWN))
+        for either in self.args:
+            yield or_(*[RUNS.c.args.bool_op("@>")(cast(literal(json.dumps(each), Text), JSONB)) for each in either])
 
 
 def chosen(connection: Connection, wanted: Filter) -> Sequence[Row[Any]]:

@@ -19,8 +19,12 @@ VERSION = 1
 
 def cursor(run: Row[Any], wanted: Filter, chosen: Selection) -> str:
     """Return the cursor of the page that ends with ``run``."""
-    at = (run.finished_at or run.queued_at).isoformat() if wanted.is_by_time else None
-    body = json.dumps([VERSION, fingerprint(chosen), run.id, at])
+    return of_place(Place(run.id, (run.finished_at or run.queued_at) if wanted.is_by_time else None), chosen)
+
+
+def of_place(place: Place, chosen: Selection) -> str:
+    """Return the cursor of the page that begins after ``place``."""
+    body = json.dumps([VERSION, fingerprint(chosen), place.id, place.at.isoformat() if place.at is not None else None])
     return base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
 
 
@@ -34,13 +38,13 @@ def place(text: str | None, chosen: Selection, wanted: Filter) -> Place | None:
     try:
         version, bound_to, run_id, at = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
         found = Place(int(run_id), datetime.fromisoformat(at) if at is not None else None)
-        is_whole = version == VERSION and 0 < found.id < 2**63 and (found.at is not None) == wanted.is_by_time
+        is_whole = version == VERSION and 0 < found.id < 2**63
     except (ValueError, TypeError, RecursionError):
         is_whole = False
-    if not is_whole:
-        raise SelectionError("the cursor is not valid; begin with the first page")
-    if bound_to != fingerprint(chosen):
+    if is_whole and bound_to != fingerprint(chosen):
         raise SelectionError("the cursor belongs to a list with other conditions; begin with the first page")
+    if not is_whole or (found.at is not None) != wanted.is_by_time:
+        raise SelectionError("the cursor is not valid; begin with the first page")
     return found
 
 

@@ -1,17 +1,18 @@
 """Lists runs by the filter of ``rota retry`` and ``rota drop``, and shows one run in full."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from core.errors import Forbidden, UnknownRun
+from core.errors import UnknownRun
 from core.jobs.registry import Registry
-from core.ledger import attempts, history, listing, releases
+from core.ledger import attempts, history, listing, releases, search
 from core.ledger.listing import MOST_CHILDREN
 from core.ledger.models import State
 from core.ledger.operations import Filter
-from core.operations import cursors, limits
+from core.operations import cursors, limits, searched
 from core.operations.access import WHOLE, View
 from core.operations.json_shape import Instant, Shape
 from core.operations.limits import LimitUse
@@ -81,6 +82,18 @@ class Page(Shape):
     items: list[Run]
     #: The ``cursor`` of the next page; null on the last page.
     next: str | None
+    #: A search by an error, an argument, a reason or a queue looks at a bounded number of runs. If it has found fewer
+    #: runs than a page has, this is the time of the last run that it has looked at, and ``next`` goes on from there.
+    searched_until: Instant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A page as rows of the ledger, without secrets."""
+
+    runs: list[history.Run]
+    next: str | None
+    searched_until: datetime | None
 
 
 def page(
@@ -92,23 +105,32 @@ def page(
     cursor: str | None = None,
     view: View = WHOLE,
 ) -> Page:
-    """Return a page of the runs that ``chosen`` selects.
+    """Return a page of the runs that ``chosen`` selects. Raises the errors of ``rows``."""
+    found = rows(connection, registry, chosen, limit=limit, cursor=cursor, view=view)
+    return Page(items=shapes(connection, found.runs), next=found.next, searched_until=found.searched_until)
 
-    Raises the errors of ``newest``, SelectionError for an invalid cursor, and Forbidden for a search in errors that the
-    person may not do.
+
+def rows(
+    connection: Connection,
+    registry: Registry,
+    chosen: Selection,
+    *,
+    limit: int,
+    cursor: str | None = None,
+    view: View = WHOLE,
+) -> Rows:
+    """Return a page of the runs that ``chosen`` selects, as rows of the ledger.
+
+    Raises the errors of ``chosen_filter``, and SelectionError for an invalid cursor.
     """
-    refuse_search(chosen, view)
-    wanted = seen(chosen_filter(connection, registry, chosen), view)
-    found = listing.newest(connection, wanted, limit + 1, cursors.place(cursor, chosen, wanted))
-    hiding, shown = redactor(connection, registry, view), found[:limit]
-    last = cursors.cursor(shown[-1], wanted, chosen) if len(found) > limit else None
-    return Page(items=shapes(connection, [hiding.run(run) for run in shown]), next=last)
-
-
-def refuse_search(chosen: Selection, view: View) -> None:
-    """Raise Forbidden for a search in errors by a person who may not see arguments, which errors may contain."""
-    if chosen.error is not None and not view.has_arguments:
-        raise Forbidden("errors may contain arguments of runs, which you may not see; search without `error`")
+    hiding = redactor(connection, registry, view)
+    wanted = chosen_filter(connection, registry, chosen, hiding, view)
+    found = search.found(connection, wanted, limit + 1, cursors.place(cursor, chosen, wanted))
+    shown = found.runs[:limit]
+    last = cursors.of_place(found.reached, chosen) if found.reached is not None else None
+    if len(found.runs) > limit:
+        last = cursors.cursor(shown[-1], wanted, chosen)
+    return Rows([hiding.run(run) for run in shown], last, found.reached_at)
 
 
 def seen(wanted: Filter, view: View) -> Filter:
@@ -121,21 +143,37 @@ def seen(wanted: Filter, view: View) -> Filter:
 def newest(
     connection: Connection, registry: Registry, chosen: Selection | None = None, *, limit: int = 50
 ) -> list[Run]:
-    """Return the newest runs that the filter chooses, the newest first.
+    """Return the newest runs that the filter chooses, the newest first. A search goes on until it has found them all.
 
-    Raises UnknownJob, PluginError, SelectionError or BadTime.
+    Raises the errors of ``chosen_filter``.
     """
-    wanted = chosen_filter(connection, registry, chosen or Selection())
     hiding = redactor(connection, registry)
-    return shapes(connection, [hiding.run(run) for run in listing.newest(connection, wanted, limit)])
+    wanted = chosen_filter(connection, registry, chosen or Selection(), hiding)
+    found = search.found(connection, wanted, limit)
+    runs = found.runs
+    while found.reached is not None:
+        found = search.found(connection, wanted, limit - len(runs), found.reached)
+        runs += found.runs
+    return shapes(connection, [hiding.run(run) for run in runs])
 
 
-def chosen_filter(connection: Connection, registry: Registry, chosen: Selection) -> Filter:
-    """Return the filter for a list. A list also shows dropped and cancelled runs. Raises the errors of ``newest``."""
+def chosen_filter(
+    connection: Connection, registry: Registry, chosen: Selection, hiding: Redactor, view: View = WHOLE
+) -> Filter:
+    """Return the filter for a list. A list also shows dropped and cancelled runs.
+
+    Raises UnknownJob, PluginError, SelectionError or BadTime, and Forbidden for a search that the person may not do.
+    """
+    searched.refuse_unseen(view, error=chosen.error, args=chosen.args)
+    searched.refuse_secret(hiding, chosen.args, chosen.job)
     states = (State(chosen.state),) if chosen.state is not None else tuple(State)
-    wanted = replace(chosen.filter(connection, registry, states), even_withdrawn=True)
-    if wanted.queue is not None and wanted.jobs is None:
+    wanted = seen(replace(chosen.filter(connection, registry, states), even_withdrawn=True), view)
+    if wanted.jobs is None and wanted.queue is not None:
         return replace(wanted, jobs=jobs_of_queue(connection, registry, wanted.queue))
+    if wanted.jobs is None and wanted.args:
+        return replace(wanted, jobs=hiding.known)
+    if wanted.jobs is None and wanted.has_key:
+        return replace(wanted, jobs=history.jobs_seen(connection))
     return wanted
 
 

@@ -15,13 +15,13 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.orm import Session
 
 from core.enqueue import enqueue
-from core.errors import ConfirmationRequired, Forbidden, PlanError, SelectionError, UnknownPlan
+from core.errors import ConfirmationRequired, PlanError, SelectionError, UnknownPlan
 from core.jobs.registry import Registry
 from core.ledger import audit, cancels, history, operations, plans
 from core.ledger.audit import Actor
 from core.ledger.models import WAITING, State
 from core.observability.events import OperationCancelled, OperationConfirmed, emit
-from core.operations import access, leftovers
+from core.operations import access, leftovers, searched
 from core.operations.json_shape import Instant, Shape
 from core.operations.leftovers import Kind
 from core.operations.orphans import refuse_unknown_to_the_fleet
@@ -162,8 +162,8 @@ def of_runs(connection: Connection, registry: Registry, wanted: Wanted, actor: A
     selection, states = wanted.selection, states_of(wanted)
     if not selection.is_one_way:
         raise SelectionError("give the runs' ids, or select runs by a job, a queue, a reason or another condition")
-    if wanted.selection.error is not None and not actor.sees_arguments:
-        raise Forbidden("errors may contain arguments of runs, which you may not see; select without `error`")
+    searched.refuse_unseen(access.view(connection, actor), error=selection.error, args=selection.args)
+    searched.refuse_secret(redactor(connection, registry), selection.args, selection.job)
     if selection.ids:
         selection.runs(connection, registry, states)
         chosen = operations.Filter(states)

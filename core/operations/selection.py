@@ -11,13 +11,13 @@ from core.jobs.registry import Registry
 from core.ledger import history, operations, releases
 from core.ledger.models import State
 from core.ledger.operations import DROPPED, WITHDRAWN, Filter
-from core.operations import times
+from core.operations import searched, times
 from core.operations.runs import refuse_unknown
 from core.operations.wording import either
 
-CONDITIONS = ("job", "key", "plugin", "queue", "since", "until", "reason", "state", "error")
+CONDITIONS = ("job", "key", "plugin", "queue", "since", "until", "reason", "state", "error", "args")
 #: The text in the audit for conditions whose values may be personal data.
-UNTOLD = {"key": "(a key)", "error": "(a text)"}
+UNTOLD = {"key": "(a key)", "error": "(a text)", "args": "(arguments)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,16 @@ class Selection:
     reason: str | None = None
     limit: int | None = None
     state: str | None = None
-    #: A key of ``job``; a key needs a job.
     key: str | None = None
+    #: Arguments as text, such as ``customer:42`` or ``address.city:Leeds``. All of them must fit.
+    args: tuple[str, ...] = ()
 
     @property
     def criteria(self) -> dict[str, str | int]:
         """The conditions and the limit for the audit, without a key and the text of an error, which may be personal
         data.
         """
-        told = {name: getattr(self, name) for name in (*CONDITIONS, "limit") if getattr(self, name) is not None}
+        told = {name: getattr(self, name) for name in (*CONDITIONS, "limit") if getattr(self, name) not in (None, ())}
         return told | {name: said for name, said in UNTOLD.items() if name in told}
 
     @property
@@ -54,7 +55,7 @@ class Selection:
     @property
     def is_one_way(self) -> bool:
         """Whether the selection has either ids or conditions, but not both. A limit needs conditions."""
-        has_conditions = any(getattr(self, name) is not None for name in CONDITIONS)
+        has_conditions = any(getattr(self, name) not in (None, ()) for name in CONDITIONS)
         return bool(self.ids) != has_conditions and not (self.ids and self.limit is not None)
 
     def runs(self, connection: Connection, registry: Registry, states: Sequence[State]) -> Sequence[Row[Any]]:
@@ -80,8 +81,6 @@ class Selection:
         Raises UnknownJob, PluginError, SelectionError or BadTime.
         """
         now = history.now(connection)
-        if self.key is not None and self.job is None:
-            raise SelectionError("a key is a key of a job: give the job too")
         if self.job is not None:
             refuse_unknown(connection, registry, self.job)
         if self.queue is not None:
@@ -96,6 +95,7 @@ class Selection:
             self.reason,
             self.limit,
             key=self.key,
+            args=[searched.either(each) for each in self.args],
         )
 
 

@@ -249,4 +249,4 @@ class TestFilter:
 
         plan = "\n".join(row[0] for row in ledger.rows(f"EXPLAIN {compiled}"))
 
-        assert "rota_runs_dead" in plan
+        assert "rota_runs_unhappy" in plan

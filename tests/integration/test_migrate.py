@@ -76,7 +76,7 @@ def test_an_empty_database_gets_everything(empty, plugin):
     assert tables(empty) == {
         "rota_runs", "rota_processes", "rota_releases", "rota_schedules", "rota_pauses", "rota_audit", "letters_post",
         "rota_attempts", "rota_cancels", "rota_limits", "rota_closings", "rota_departures",
-        "rota_key_schedules", "rota_key_schedule_log", "rota_gaps", "rota_success_counts",
+        "rota_key_schedules", "rota_key_schedule_log", "rota_gaps", "rota_success_counts", "rota_run_counts",
         "rota_credentials", "rota_requested", "rota_operations", "rota_operation_items",
             "rota_migrations_core", "rota_migrations_letters",
     }  # fmt: skip

@@ -28,6 +28,8 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=NO_NUL), Stora
 Key = Annotated[str, Field(max_length=500, pattern=NO_NUL), Storable]
 Words = Annotated[str, Field(max_length=1000, pattern=NO_NUL), Storable]
 Time = Annotated[str, Field(min_length=1, max_length=40, pattern=NO_NUL), Storable]
+Argument = Annotated[str, Field(min_length=3, max_length=500, pattern=NO_NUL), Storable]
+AN_ARGUMENT = "customer:42 or address.city:Leeds; all of them must fit."
 RunId = Annotated[int, Path(ge=1, lt=2**63)]
 Limit = Annotated[int, Query(ge=1, le=MOST)]
 StateName = Literal["queued", "running", "retrying", "succeeded", "dead", "skipped", "missed", "orphaned"]
@@ -50,9 +52,10 @@ def chosen(
     error: Annotated[Words | None, Query(description="A part of the error; case does not matter.")] = None,
     since: Annotated[Time | None, Query(description="2h (ago), 03:00 or 2026-11-23T03:00+00:00.")] = None,
     until: Annotated[Time | None, Query()] = None,
+    arg: Annotated[list[Argument], Query(max_length=5, description=AN_ARGUMENT)] = [],  # noqa: B006 — never changed
 ) -> Selection:
     """Return the conditions of a list of runs."""
-    return Selection((), job, plugin, queue, since, until, error, reason, None, state, key)
+    return Selection((), job, plugin, queue, since, until, error, reason, None, state, key, tuple(arg))
 
 
 def view(connection: Reading, caller: Caller) -> View:

@@ -11,7 +11,7 @@ from core.operations.plans import Action, LeftOutPage, Operation, OperationPage,
 from core.operations.selection import Selection
 from core.web import service
 from core.web.api.ledger import Changing, Jobs, Ledger, Reading
-from core.web.api.parameters import Body, Key, Limit, Name, StateName, Time, Words
+from core.web.api.parameters import Argument, Body, Key, Limit, Name, StateName, Time, Words
 from core.web.callers import Caller
 
 router = APIRouter(tags=["Plans"])
@@ -33,11 +33,13 @@ class Chosen(Body):
     error: Words | None = None
     since: Time | None = None
     until: Time | None = None
+    #: Arguments, such as `customer:42`. All of them must fit.
+    args: Annotated[list[Argument], Field(max_length=5)] = Field(default_factory=list)
     limit: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
     def selection(self) -> Selection:
         """Return the selection as the operations have it."""
-        return Selection(**{**self.model_dump(), "ids": tuple(self.ids)})
+        return Selection(**{**self.model_dump(), "ids": tuple(self.ids), "args": tuple(self.args)})
 
 
 class NewPlan(Body):

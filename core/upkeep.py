@@ -12,7 +12,7 @@ from core.jobs.job import Job, job
 from core.jobs.run import Run
 from core.jobs.schedules import cron, every
 from core.key_schedules import Difference
-from core.ledger import retention, successes
+from core.ledger import retention, run_counts, successes
 from core.observability import metrics
 from core.observability.events import SchedulesDiffer, SchedulesNotCompared, emit
 from core.operations import wanted_schedules
@@ -25,6 +25,7 @@ def prune_runs(run: Run) -> dict[str, int]:
     deleted = retention.prune(run.session, checkpoint=run.checkpoint)
     retention.prune_pauses(run.session)
     retention.prune_schedules(run.session, checkpoint=run.checkpoint)
+    retention.prune_run_counts(run.session)
     retention.prune_departures(run.session)
     retention.prune_tokens(run.session)
     retention.prune_operations(run.session)
@@ -37,6 +38,12 @@ def prune_successes(run: Run) -> dict[str, int]:
     """Delete runs of jobs with keep="failures" that succeeded over an hour ago, and count the deleted runs."""
     jobs = [job.name for job in loading.current().keyed() if job.keyed is not None and job.keyed.keep == "failures"]
     return {"deleted": successes.prune(run.session, jobs, checkpoint=run.checkpoint)}
+
+
+@job("count-runs", queue="rota", schedule=every(minutes=5), soft_limit=timedelta(minutes=30))
+def count_runs(run: Run) -> dict[str, int]:
+    """Count the runs that have ended, for the statistics of jobs."""
+    return {"counted": run_counts.count(run.session, checkpoint=run.checkpoint)}
 
 
 @job("check-schedules", queue="rota", schedule=cron("37 4 * * *"), max_retries=0, isolation="REPEATABLE READ")
@@ -89,7 +96,7 @@ def report(name: str, found: Difference) -> dict[str, int]:
 @hookimpl
 def register_jobs() -> list[Job]:
     """Return the jobs of the core."""
-    return [prune_runs, prune_successes, check_schedules, clean_redis, carry_out_operation]
+    return [prune_runs, prune_successes, count_runs, check_schedules, clean_redis, carry_out_operation]
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import click
 
-from core.cli import environment
+from core.cli import environment, job_statistics
 from core.cli.output import as_json, print_json, warn
 from core.cli.tables import Column, print_table
 from core.clock import system_clock
@@ -23,14 +23,29 @@ WITHIN_THE_YEAR = timedelta(days=300)
 
 
 @click.command()
+@click.argument("name", required=False, metavar="[JOB]")
+@click.option("--since", metavar="TIME", help="With a job: since when to count its runs.  [default: 24h]")
 @as_json
-def jobs(as_json: bool) -> None:
+def jobs(name: str | None, since: str | None, as_json: bool) -> None:
     """List the jobs of all loaded plugins, with their schedules, next slots and pauses.
+
+    With a JOB, show how many of its runs ended how, and how long they took. Runs are counted every five minutes.
 
     \b
       rota jobs
+      rota jobs close-day --since 7d
       rota jobs --json | jq '.[] | select(.queue == "rota") | .next_slots[0]'
     """
+    if name is not None:
+        job_statistics.show(name, since, as_json=as_json)
+    elif since is not None:
+        raise click.UsageError("--since needs a job")
+    else:
+        show_list(as_json=as_json)
+
+
+def show_list(*, as_json: bool) -> None:
+    """Print all jobs."""
     registry = loading.current()
     active, now = pauses_if_told(), system_clock()
     if as_json:

@@ -54,6 +54,11 @@ DELETE_COUNTS = text("""
     DELETE FROM rota_success_counts WHERE (job, minute) IN (SELECT job, minute FROM batch)
 """)
 
+#: The counts of runs are by the hour when they are deleted, so they are few.
+DELETE_RUN_COUNTS = text("""
+    DELETE FROM rota_run_counts WHERE minute < statement_timestamp() - CAST(:kept AS interval)
+""")
+
 #: An expired token is kept for a while, since people list tokens. Expired links and sessions are deleted at once.
 DELETE_TOKENS = text("""
     DELETE FROM rota_credentials
@@ -95,6 +100,11 @@ def prune_schedules(session: Session, *, checkpoint: Callable[[dict[str, int]], 
     kept = timedelta(days=settings.current().retention_days)
     for statement in (DELETE_SCHEDULE_LOG, DELETE_GAPS, DELETE_COUNTS):
         _delete(session, statement, kept, batch, lambda deleted: checkpoint({"schedules_deleted": deleted}))
+
+
+def prune_run_counts(session: Session) -> None:
+    """Delete counts of runs that ended longer ago than ``ROTA_RETENTION_DAYS``."""
+    session.execute(DELETE_RUN_COUNTS, {"kept": timedelta(days=settings.current().retention_days)})
 
 
 def prune_pauses(session: Session) -> None:

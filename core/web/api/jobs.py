@@ -8,9 +8,10 @@ from fastapi import APIRouter, Path, Query
 from core.jobs import arguments
 from core.ledger import history
 from core.ledger import pauses as rows
-from core.operations import access, jobs, slots, why
+from core.operations import access, jobs, slots, statistics, why
 from core.operations.jobs import Job
 from core.operations.slots import Slots
+from core.operations.statistics import Statistics
 from core.operations.why import Explanation
 from core.web.api.ledger import Jobs, Reading
 from core.web.api.parameters import Key, Name, Seen, Time
@@ -42,6 +43,20 @@ def schema(name: JobName, connection: Reading, registry: Jobs, caller: Caller) -
     declared = registry.job(name)
     access.check_jobs(connection, caller, [name])
     return arguments.json_schema(declared)
+
+
+@router.get("/jobs/{name}/statistics")
+def counted(
+    name: JobName,
+    connection: Reading,
+    registry: Jobs,
+    caller: Caller,
+    since: Annotated[Time, Query(description="2h (ago), 03:00 or 2026-11-23T03:00+00:00.")] = statistics.BY_DEFAULT,
+    until: Annotated[Time | None, Query()] = None,
+) -> Statistics:
+    """Return how many runs of a job ended how, and how long they took, in at most 100 steps of time."""
+    access.check_jobs(connection, caller, [name])
+    return statistics.of_job(connection, registry, name, since=since, until=until)
 
 
 @router.get("/jobs/{name}/slots", tags=["Schedules"])

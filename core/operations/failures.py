@@ -59,11 +59,9 @@ def grouped(connection: Connection, registry: Registry, lasting: timedelta, view
         groups.setdefault(fingerprint(run), []).append(run)
     largest = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))[:MOST_GROUPS]
     hiding = redactor(connection, registry, view)
-    items = []
-    for name, runs in largest:
-        whole = history.run(connection, runs[0].id)
-        error = hiding.run(whole).error if whole is not None else None
-        items.append(shape(name, runs, error))
+    newest = failures.whole(connection, [runs[0].id for _, runs in largest])
+    errors = {run_id: hiding.run(run).error for run_id, run in newest.items()}
+    items = [shape(name, runs, errors.get(runs[0].id)) for name, runs in largest]
     return Failures(items=items, looked_at=len(found), is_complete=len(found) < MOST_RUNS)
 
 

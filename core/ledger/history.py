@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select, text
 
+from core.ledger import ids_of_time
 from core.ledger.models import RunRow, State
 from core.ledger.processes import FORMER_LEADER_LOCK, LEADER_LOCK, LOCK_SPACE
 from core.ledger.slots import Watermark
@@ -14,6 +15,9 @@ from core.ledger.slots import Watermark
 RUNS = RunRow.__table__
 #: A run in one of these states never started, so it never blocked another run.
 NEVER_AT_WORK = (State.SKIPPED, State.MISSED, State.ORPHANED)
+
+#: Most runs start within this time after their request.
+RECENTLY = timedelta(days=1)
 
 NOW = text("SELECT clock_timestamp()")
 
@@ -148,9 +152,11 @@ def requested(connection: Connection, job: str, key: str | None, after: datetime
     """Return the runs without a slot that were requested with ``after`` <= queued_at < ``before``, in the order of
     their ids.
     """
+    first, last = ids_of_time.between(connection, after, before)
     requests = select(RUNS).where(
-        RUNS.c.job == job, RUNS.c.slot.is_(None), RUNS.c.queued_at >= after, RUNS.c.queued_at < before
-    )
+        RUNS.c.job == job, RUNS.c.slot.is_(None), RUNS.c.queued_at >= after, RUNS.c.queued_at < before,
+        RUNS.c.id.between(first, last),
+    )  # fmt: skip
     if key is not None:
         requests = requests.where(RUNS.c.key == key)
     return list(connection.execute(requests.order_by(RUNS.c.id)).all())
@@ -158,12 +164,19 @@ def requested(connection: Connection, job: str, key: str | None, after: datetime
 
 def last_requested(connection: Connection, job: str, before: datetime) -> Run | None:
     """Return the last run without a slot that was requested of a job before an instant."""
-    requests = select(RUNS).where(RUNS.c.job == job, RUNS.c.slot.is_(None), RUNS.c.queued_at < before)
+    requests = select(RUNS).where(
+        RUNS.c.job == job, RUNS.c.slot.is_(None), RUNS.c.queued_at < before,
+        RUNS.c.id < ids_of_time.until(connection, before),
+    )  # fmt: skip
     return connection.execute(requests.order_by(RUNS.c.id.desc()).limit(1)).one_or_none()
 
 
 def rivals(connection: Connection, run: Run, instant: datetime) -> list[Run]:
-    """Return the other runs of the same job and key whose last attempt was running at ``instant``."""
+    """Return the other runs of the same job and key whose last attempt was running at ``instant``.
+
+    First, the runs are read that were requested in the day before. Only if there is no rival among them, all earlier
+    runs of the job are read.
+    """
     at_work = select(RUNS).where(
         RUNS.c.job == run.job,
         RUNS.c.key == run.key,
@@ -173,7 +186,10 @@ def rivals(connection: Connection, run: Run, instant: datetime) -> list[Run]:
         RUNS.c.started_at <= instant,
         (RUNS.c.finished_at >= instant) | RUNS.c.finished_at.is_(None),
     )
-    return list(connection.execute(at_work.order_by(RUNS.c.id)).all())
+    first, last = ids_of_time.between(connection, instant - RECENTLY, instant)
+    recent, earlier = at_work.where(RUNS.c.id.between(first, last)), at_work.where(RUNS.c.id < first)
+    found = connection.execute(recent.order_by(RUNS.c.id)).all()
+    return list(found or connection.execute(earlier.order_by(RUNS.c.id)).all())
 
 
 def next_served(connection: Connection, run: Run) -> Run | None:

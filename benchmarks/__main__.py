@@ -7,7 +7,10 @@ from benchmarks import goals
 
 CORE = ("throughput", "latency", "turns", "lateness", "schedules", "key_schedules", "bulk", "idle", "startup", "memory")
 #: Take many minutes each, and are run by name.
-LONG = ("recovery", "against_peers", "history", "scaling", "recycling", "coupons", "temp_files", "statistics_sweep")
+LONG = (
+    "recovery", "against_peers", "history", "pages", "scaling", "recycling", "coupons", "temp_files",
+    "statistics_sweep",
+)  # fmt: skip
 
 for name in CORE:
     print(f"\n== {name}", flush=True)

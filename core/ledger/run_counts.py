@@ -112,9 +112,15 @@ def recount(session: Session, since: datetime, until: datetime) -> int:
 
 
 def sum_up(session: Session, since: datetime, now: datetime) -> None:
-    """Sum up the counts that have become old, by the hour. ``since`` is where the counting began."""
-    until = now - BY_MINUTE
-    session.execute(SUM_UP, {"since": min(since, until) - timedelta(days=1), "until": hour_of(until)})
+    """Sum up the counts that have become old, by the hour. ``since`` is where the counting began.
+
+    The newest minutes stay as they are, however old they are, since they will be counted again.
+    """
+    last = session.execute(LAST).scalar_one()
+    if last is None:
+        return
+    until = hour_of(min(now - BY_MINUTE, last - AGAIN - timedelta(minutes=1)))
+    session.execute(SUM_UP, {"since": min(since, until) - timedelta(days=1), "until": until})
 
 
 def hour_of(instant: datetime) -> datetime:

@@ -130,17 +130,28 @@ def test_old_counts_are_summed_up_by_the_hour(ended, count, ledger, statistics):
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=5)
     for minute in (1, 2, 59):
         ended(hour + minute * MINUTE, 2)
-    ended(hour + timedelta(hours=1))
+    ended(hour + timedelta(hours=2))
     count()
     count()
 
     assert [(row.minute, row.runs) for row in ledger.rows("SELECT * FROM rota_run_counts ORDER BY minute")] == [
         (hour, 6),
-        (hour + timedelta(hours=1), 1),
+        (hour + timedelta(hours=2), 1),
     ]
     found = statistics(since="6d")
     assert found["step_seconds"] >= 3600
     assert found["total"]["succeeded"] == 7
+
+
+def test_old_minutes_that_are_counted_again_are_not_summed_up_before(ended, count, statistics):
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=5)
+    ended(hour - MINUTE, 2)
+    ended(hour)
+    count()
+    count()
+    count()
+
+    assert statistics(since="6d")["total"]["succeeded"] == 3
 
 
 def test_the_job_counts(ended, run_job, statistics, began):

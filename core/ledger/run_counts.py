@@ -21,8 +21,10 @@ from core.ledger.operations import IS_WITHDRAWN
 SETTLED = timedelta(seconds=10)
 #: The newest minutes that have been counted are counted again.
 AGAIN = timedelta(minutes=5)
-#: One transaction counts about so many runs, and at most the runs of this span.
-BATCH, LONGEST = 50_000, timedelta(hours=1)
+#: One transaction counts about so many runs.
+BATCH = 50_000
+#: One transaction counts the runs of at most this span.
+LONGEST = timedelta(hours=1)
 #: Counts that are older than this are summed up by the hour.
 BY_MINUTE = timedelta(days=3)
 #: The class of runs that were never started.

@@ -15,11 +15,16 @@ from sqlalchemy import Connection, Row, Select, and_, func, select
 from core.ledger.listing import RUNS, Place, candidates, in_order, newest
 from core.ledger.operations import Filter
 
-#: A search stops after so many runs, or after this time.
+#: A search stops after it has looked at so many runs.
 MOST_LOOKED_AT = 100_000
+#: A search stops after this time.
 LONGEST = timedelta(milliseconds=300)
-#: The first part has so many runs for each run that is wanted. Each later part is larger, up to the largest size.
-FIRST, GROWTH, LARGEST = 4, 4, 10_000
+#: The first part of a search has so many runs for each run that is wanted.
+FIRST = 4
+#: Each later part has so many times the runs of the part before.
+GROWTH = 4
+#: The largest part.
+LARGEST = 10_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 revision = "0017"
-down_revision = "0016"
+down_revision = "0015"
 
 INSTANT = TIMESTAMP(timezone=True)
 IS_UNHAPPY = "state IN ('dead', 'skipped', 'missed', 'orphaned')"

@@ -220,7 +220,7 @@ def clean(
     checkpoint: Callable[[dict[str, int]], None],
 ) -> dict[str, int]:
     """Remove all leftovers but dead letters that only a full clean-up removes. Return the numbers by kind, and the
-    number of keys and ids that are no text, if there are any.
+    number of keys and ids that are not text, if there are any.
 
     ``connection`` returns the connection of the present transaction, which ``checkpoint`` commits. Raises
     LeftoversError.

@@ -304,7 +304,7 @@ def start(scene: Scene, run: Run) -> list[str]:
 
 
 def hardships(run: Run) -> list[str]:
-    """Count the run's attempts that failed, crashed or postponed the run."""
+    """Say how many of the run's attempts failed, crashed or postponed the run."""
     parts = []
     if run.failures:
         parts.append(f"{run.failures} ended in an error")

@@ -70,7 +70,9 @@ def signed(token: str, key_set: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def keys(token: str, key_set: Mapping[str, Any]) -> Sequence[Any]:
-    """Return the keys that may have signed a token. Raises NotAuthenticated if it is no token, or has no signature."""
+    """Return the keys that may have signed a token. Raises NotAuthenticated if ``token`` is not a token, or has no
+    signature.
+    """
     from joserfc import jws
     from joserfc.errors import JoseError
 

@@ -53,7 +53,8 @@ MESSAGE_KEPT = {
 def archive_inactive_chats(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500
 ) -> dict[str, int]:
-    """Move all chats that were inactive for 30 days to the archive, in batches. Count archived chats and ended chats.
+    """Move all chats that were inactive for 30 days to the archive, in batches. Return the numbers of archived chats
+    and of ended chats.
 
     A chat that is still active is ended before it is moved, so that its agent has a free place again. Raises NaiveTime.
     """

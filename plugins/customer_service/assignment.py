@@ -131,7 +131,8 @@ Placement = tuple[Waiting, Desk]
 def assign_waiting_users(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH
 ) -> dict[str, int]:
-    """Assign waiting users to agents, batch by batch, until no user can be placed. Count users and broken entries.
+    """Assign waiting users to agents, batch by batch, until no user can be placed. Return the numbers of users and of
+    broken entries.
 
     Raises NaiveTime.
     """

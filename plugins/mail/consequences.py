@@ -57,7 +57,9 @@ def postpone(run: Run, account_id: int, error: ServerBusy) -> dict[str, Any]:
 
 
 def forget_troubles(session: Session, account_id: int) -> None:
-    """Count from 0 again, after a log-in that succeeded; a pause by a person keeps its reason."""
+    """Reset the counts of refused log-ins and postponements, since a log-in has succeeded. A pause by a person keeps
+    its reason.
+    """
     account = _locked(session, account_id)
     if account is None:
         return

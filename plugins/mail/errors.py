@@ -91,7 +91,9 @@ class ConnectionCut(PollFailed):
 
 
 class AnswerUnreadable(ConnectionCut):
-    """The server has sent something that is no IMAP, such as a message with a wrong size. The connection was closed."""
+    """The server has sent something that is not IMAP, such as a message with a wrong size. The connection was
+    closed.
+    """
 
 
 class LoginRefused(PollFailed):

@@ -30,7 +30,7 @@ class Record(NamedTuple):
 def update_bios(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500) -> dict[str, int]:
     """Rebuild every expert's bio, batch by batch, and write the bios that differ.
 
-    Count experts, changes and failures.
+    Return the numbers of experts, changes and failures.
     """
     require_aware(now=now)
 

@@ -27,7 +27,9 @@ TAKEN = case(
 def update_response_times(
     session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 500
 ) -> dict[str, int]:
-    """Recompute the average response time of every featured expert, batch by batch. Count experts and failures."""
+    """Recompute the average response time of every featured expert, batch by batch. Return the numbers of experts and
+    failures.
+    """
     require_aware(now=now)
     return sweep(
         session,

@@ -49,7 +49,7 @@ FIGURES = (
 
 
 def update_statistics(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = 5000) -> dict[str, int]:
-    """Recompute the statistics of every marked user, batch by batch. Count users and failures.
+    """Recompute the statistics of every marked user, batch by batch. Return the numbers of users and failures.
 
     Changes that are marked after the sweep began may be left to the next sweep, so that this sweep ends.
     """

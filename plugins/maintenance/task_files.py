@@ -60,7 +60,9 @@ def _revive(session: Session, task_id: int) -> bool:
 def delete_files_of_completed(
     session: Session, root: int, now: datetime, *, checkpoint: Checkpoint, batch: int = 100
 ) -> dict[str, int]:
-    """Delete the files of tasks completed more than 3 days ago, batch by batch. Count tasks, files and failures."""
+    """Delete the files of tasks completed more than 3 days ago, batch by batch. Return the numbers of tasks, files and
+    failures.
+    """
     completed = (Task.state == TaskState.COMPLETED) & (Task.completed_at < now - KEPT)
     due = [(completed, Task.completed_at)]
     return Deletion(session, root, JOURNAL, due, now, checkpoint, batch).run()
@@ -71,7 +73,7 @@ def delete_files_of_expired(
 ) -> dict[str, int]:
     """Delete the files of tasks cancelled, or past their deadline and not completed, for more than 3 days.
 
-    The files are deleted batch by batch. Count tasks, files and failures.
+    The files are deleted batch by batch. Return the numbers of tasks, files and failures.
     """
     cancelled = (Task.state == TaskState.CANCELLED) & (Task.cancelled_at < now - KEPT)
     overdue = Task.state.in_([TaskState.OPEN, TaskState.TAKEN]) & (Task.deadline_at < now - KEPT)

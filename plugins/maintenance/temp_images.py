@@ -165,7 +165,7 @@ class Sweep:
         self.place = Place(self.place.above, (*self.place.steps[:depth], step))
 
     def count_deleted(self) -> None:
-        """Count a deleted image. After each batch, commit the place."""
+        """Count a deleted image. After each batch, commit the position that the run has reached."""
         self.counts["deleted"] += 1
         self.unsaved += 1
         if self.unsaved == self.batch:

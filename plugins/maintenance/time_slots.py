@@ -24,7 +24,9 @@ FINISHED = Task.state.in_([TaskState.COMPLETED, TaskState.CANCELLED])
 def delete_old_slots(
     session: Session, now: datetime, *, retention: timedelta, checkpoint: Checkpoint, batch: int = 1000
 ) -> dict[str, int]:
-    """Delete slots that ended more than ``retention`` ago and have no unfinished task. Count deleted and kept slots."""
+    """Delete slots that ended more than ``retention`` ago and have no unfinished task. Return the numbers of deleted
+    and kept slots.
+    """
     before = now - retention
     return sweep(
         session,

@@ -389,7 +389,9 @@ def bounds(history: History) -> Iterator[Violation]:
 
 
 def charged(history: History) -> Iterator[Violation]:
-    """I4, I7: an error that does not come from the job is no failure, and a stall of PostgreSQL is no crash."""
+    """I4, I7: an error that does not come from the job does not count as a failure, nor a stall of PostgreSQL as a
+    crash.
+    """
     for run_id, changes in history.transitions_of.items():
         for change in changes:
             if change.reason in FAILED and change.before == "running" and NOT_THE_JOBS.search(change.error or ""):

@@ -1,4 +1,4 @@
-"""``Later``: a function postpones its run, which is no failure, for 7 days in all."""
+"""``Later``: a function can postpone its run for up to 7 days in all, which does not count as a failure."""
 
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta

@@ -76,7 +76,7 @@ def test_a_key_means_itself(client, operator, key):
     (found,) = client.get("/api/v1/runs", params={"job": "count", "key": key}, headers=operator).json()["items"]
     assert (found["id"], found["key"]) == (made.json()["id"], key)
     lines = client.get("/api/v1/runs.ndjson", params={"job": "count", "key": key}, headers=operator).text
-    assert len(lines.splitlines()) == 1  # a line break in a key is no line break of the list
+    assert len(lines.splitlines()) == 1  # a line break in a key does not break the line
 
 
 @pytest.mark.parametrize("key", [r"a\u0000b", r"\ud800", "x" * 501])

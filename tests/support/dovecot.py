@@ -14,7 +14,7 @@ from tests.support.eventually import eventually
 from tests.support.servers import DOVECOT
 
 PASSWORD = "sesame"
-#: One process serves many connections, so that a hundred connections are quick. The mail users are no users of the
+#: One process serves many connections, so that a hundred connections are quick. The mail users are not users of the
 #: system.
 CONFIGURATION = """
 base_dir = {folder}/run

@@ -105,7 +105,7 @@ class Leftovers:
     def __init__(self, client: redis.Redis, namespace: str = "dramatiq") -> None:
         self._client = client
         self._queues = Queues(client, namespace=namespace)
-        #: The number of keys and ids that were left alone, since they are no text.
+        #: The number of keys and ids that were left alone, since they are not text.
         self.no_text = 0
         self._remove = client.register_script(REMOVE)
         self._remove_dead_letters = client.register_script(REMOVE_DEAD_LETTERS)
@@ -239,7 +239,7 @@ def dead_letter(queue: str, redis_id: str, body: bytes, at: float | None) -> Old
 
 
 def described(found: Any) -> dict[str, Any]:
-    """Return the job, the run and the result's keys of a message. Raises NotAMessage if its names are no text."""
+    """Return the job, the run and the result's keys of a message. Raises NotAMessage if its names are not text."""
     if any(text_of(name.encode(errors="surrogatepass")) is None for name in (found.actor_name, found.message_id)):
         raise NotAMessage("not ours")
     name = f"{RESULTS}:{q_name(found.queue_name)}:{found.actor_name}:{found.message_id}"

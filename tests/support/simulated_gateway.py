@@ -43,6 +43,10 @@ class GatewayProcess:
         """Let the next requests of a sort have these faults, one each."""
         self.control("faults", [{"on": on, "kind": kind, "seconds": seconds} for kind in kinds])
 
+    def chance(self, share: float, *kinds: str, seed: int = 0, seconds: float | None = None) -> None:
+        """Let each request have one of these faults with the probability ``share``."""
+        self.control("chance", {"share": share, "kinds": kinds, "seed": seed, "seconds": seconds})
+
     def find(self, team: str, email: str) -> bool:
         """Return whether a team has a person."""
         return email in self.control("members", {"team": team})

@@ -6,6 +6,7 @@ import threading
 import click
 
 from plugins.invites.gateway.simulated.server import PAGE, SimulatedGateway
+from plugins.invites.gateway.simulated.teams import Teams
 
 
 @click.command()
@@ -13,10 +14,11 @@ from plugins.invites.gateway.simulated.server import PAGE, SimulatedGateway
 @click.option("--path", default=":memory:", help="The SQLite file of the members.")
 @click.option("--token", default=None, help="The token that requests must have.")
 @click.option("--page", default=PAGE, help="How many members one page of a listing has.")
+@click.option("--resends", is_flag=True, help="Send people who are invited already another e-mail.")
 @click.option("--certificate", default=None, help="A file with a certificate and its key; then TLS is spoken.")
-def serve(port: int, path: str, token: str | None, page: int, certificate: str | None) -> None:
+def serve(port: int, path: str, token: str | None, page: int, resends: bool, certificate: str | None) -> None:
     """Serve a simulated gateway on this machine."""
-    with SimulatedGateway(port, path, token, page) as server:
+    with SimulatedGateway(port, Teams(path, resends), token, page) as server:
         if certificate is not None:
             server.encrypt(certificate)
         ends = threading.Event()

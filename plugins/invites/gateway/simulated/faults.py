@@ -38,6 +38,7 @@ class Faults:
     #: A share of all requests gets one of the kinds by chance.
     share: float = 0.0
     kinds: Sequence[str] = ()
+    seconds: float | None = None
     dice: random.Random = field(default_factory=random.Random)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -49,10 +50,10 @@ class Faults:
         with self.lock:
             self.ordered.extend(ordered)
 
-    def choose(self, share: float, kinds: Sequence[str], seed: int) -> None:
+    def choose(self, share: float, kinds: Sequence[str], seed: int, seconds: float | None) -> None:
         """Let each request have a fault with the probability ``share``, in an order that ``seed`` decides."""
         with self.lock:
-            self.share, self.kinds, self.dice = share, kinds, random.Random(seed)
+            self.share, self.kinds, self.dice, self.seconds = share, kinds, random.Random(seed), seconds
 
     def reset(self) -> None:
         """Have no faults."""
@@ -68,5 +69,5 @@ class Faults:
                     self.ordered.remove(each)
                     return each
             if self.kinds and self.dice.random() < self.share:
-                return {"kind": self.dice.choice(self.kinds)}
+                return {"kind": self.dice.choice(self.kinds), "seconds": self.seconds}
         return {"kind": "none"}

@@ -29,9 +29,9 @@ class SimulatedGateway(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, port: int = 0, path: str = ":memory:", token: str | None = None, page: int = PAGE) -> None:
+    def __init__(self, port: int, teams: Teams, token: str | None = None, page: int = PAGE) -> None:
         super().__init__(("127.0.0.1", port), Handling)
-        self.teams, self.faults, self.token, self.page = Teams(path), Faults(), token, page
+        self.teams, self.faults, self.token, self.page = teams, Faults(), token, page
         self.is_closing = threading.Event()
 
     def encrypt(self, certificate: str) -> None:
@@ -109,7 +109,7 @@ class Handling(BaseHTTPRequestHandler):
             case "faults":
                 self.server.faults.order(body)
             case "chance":
-                self.server.faults.choose(body["share"], body["kinds"], body["seed"])
+                self.server.faults.choose(body["share"], body["kinds"], body["seed"], body["seconds"])
             case "reset":
                 self.server.teams.reset()
                 self.server.faults.reset()

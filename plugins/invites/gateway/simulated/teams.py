@@ -33,6 +33,8 @@ class Teams:
     """All that the gateway knows. Each request is one transaction, and requests are answered one after another."""
 
     path: str = ":memory:"
+    #: Whether a person who is invited already gets another e-mail, instead of 409.
+    resends: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -64,7 +66,22 @@ class Teams:
         """Invite a person once for each id. An id that is known gets its first answer again."""
         with self.transaction() as rows:
             known = _known(rows, request_id, f"invite {team} {email}")
-            return known or _remember(rows, request_id, f"invite {team} {email}", _invite(rows, team, email))
+            return known or _remember(rows, request_id, f"invite {team} {email}", self._invite(rows, team, email))
+
+    def _invite(self, rows: sqlite3.Connection, team: str, email: str) -> Reply:
+        there = rows.execute("SELECT 1 FROM members WHERE team = ? AND email = ?", (team, email)).fetchone()
+        if there and not self.resends:
+            return refusal(409, "already_member")
+        seats = _seats(rows, team)
+        if not seats:
+            return refusal(404, "no_team")
+        if not there and rows.execute("SELECT count(*) FROM members WHERE team = ?", (team,)).fetchone()[0] >= seats[0]:
+            return refusal(409, "no_seats")
+        if "@" not in email:
+            return refusal(422, "bad_email")
+        rows.execute("INSERT OR IGNORE INTO members VALUES (?, ?, 'invited')", (team, email))
+        rows.execute("INSERT INTO sent (team, email) VALUES (?, ?)", (team, email))
+        return _reply(201, None, email)
 
     def remove(self, request_id: str, team: str, email: str) -> Reply:
         """Remove a person."""
@@ -147,21 +164,6 @@ def _reply(status: int, error: str | None, email: str) -> Reply:
     if error is not None:
         return refusal(status, error)
     return Reply(status, {"email": email, "state": "invited"} if status == 201 else None)
-
-
-def _invite(rows: sqlite3.Connection, team: str, email: str) -> Reply:
-    seats = _seats(rows, team)
-    if not seats:
-        return refusal(404, "no_team")
-    if rows.execute("SELECT 1 FROM members WHERE team = ? AND email = ?", (team, email)).fetchone():
-        return refusal(409, "already_member")
-    if rows.execute("SELECT count(*) FROM members WHERE team = ?", (team,)).fetchone()[0] >= seats[0]:
-        return refusal(409, "no_seats")
-    if "@" not in email:
-        return refusal(422, "bad_email")
-    rows.execute("INSERT INTO members VALUES (?, ?, 'invited')", (team, email))
-    rows.execute("INSERT INTO sent (team, email) VALUES (?, ?)", (team, email))
-    return _reply(201, None, email)
 
 
 def _remove(rows: sqlite3.Connection, team: str, email: str) -> Reply:

@@ -1,5 +1,5 @@
-"""The core's own plugin: the ledger's tables, and the jobs that delete old rows and messages, compare schedules, and
-carry out operations."""
+"""The core's own plugin: the ledger's tables, and the jobs that clean up, count runs, compare schedules and carry out
+operations."""
 
 from datetime import timedelta
 from pathlib import Path

@@ -21,9 +21,9 @@ from core.ledger.operations import IS_WITHDRAWN
 SETTLED = timedelta(seconds=10)
 #: The newest minutes that have been counted are counted again.
 AGAIN = timedelta(minutes=5)
-#: One transaction counts about so many runs.
+#: One transaction counts about this many runs.
 BATCH = 50_000
-#: One transaction counts the runs of at most this span.
+#: One transaction counts the runs of a span that is at most this long.
 LONGEST = timedelta(hours=1)
 #: Counts that are older than this are summed up by the hour.
 BY_MINUTE = timedelta(days=3)

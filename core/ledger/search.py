@@ -15,13 +15,13 @@ from sqlalchemy import Connection, Row, Select, and_, func, select
 from core.ledger.listing import RUNS, Place, candidates, in_order, newest
 from core.ledger.operations import Filter
 
-#: A search stops after it has looked at so many runs.
+#: A search stops after it has looked at this many runs.
 MOST_LOOKED_AT = 100_000
 #: A search stops after this time.
 LONGEST = timedelta(milliseconds=300)
-#: The first part of a search has so many runs for each run that is wanted.
+#: The first part of a search has this many runs for each run that is wanted.
 FIRST = 4
-#: Each later part has so many times the runs of the part before.
+#: Each later part has this many times the runs of the part before.
 GROWTH = 4
 #: The largest part.
 LARGEST = 10_000

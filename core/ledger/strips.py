@@ -77,7 +77,7 @@ NOTABLE = text(f"""
         WHERE run.job = lane.job AND (lane.key IS NULL OR run.key = lane.key) AND {WITHIN} AND {IS_NOTABLE}
         GROUP BY 1, 2, 3) AS event
 """)  # noqa: S608 — constants
-#: The slots at work or waiting that the index of notable slots does not have.
+#: Slots that are running or queued, and that the index of notable slots does not contain.
 LIVE = text(f"""
     SELECT lane.place, {CELL} AS cell, {OUTCOME} AS outcome, CAST(NULL AS text) AS reason, {FACTS}
     FROM (SELECT * FROM (SELECT job, key, slot, id, state, attempt, started_at FROM rota_runs

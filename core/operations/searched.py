@@ -28,7 +28,7 @@ def either(text: str) -> list[dict[str, Any]]:
 
 
 def scalar(value: str) -> list[Any]:
-    """Return the number, the truth value or the null that ``value`` is in JSON, if it is one."""
+    """Return ``value`` as a number, a truth value or null, if it is one of these in JSON, and otherwise nothing."""
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """The cells of a schedule's strip: what became of its slots, bin by bin. Pure functions.
 
 A cell is one slot, or a bin of slots. It shows its worst outcome, and how many of its slots have this outcome.
-Neighbours alike are one stretch, so that a strip of successes is small.
+Neighbouring cells with the same outcome form one stretch, so that a strip of successes is small.
 """
 
 from bisect import bisect_left
@@ -48,7 +48,7 @@ class Stretch:
 
     outcome: str
     cells: tuple[int, ...]
-    #: The number of slots that have the outcome, of all slots in these cells.
+    #: The number of slots in these cells that have the outcome; ``slots`` is the number of all slots.
     count: int | None
     slots: int | None
     reason: str | None = None

@@ -18,7 +18,7 @@ from core.operations import times
 from core.operations.json_shape import Instant, Shape
 from core.operations.runs import refuse_unknown
 
-#: The steps that there are; the shortest that gives at most so many items is taken.
+#: The possible steps. The shortest step that gives at most ``MOST_ITEMS`` items is taken.
 STEPS = [timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=15), timedelta(hours=1), timedelta(hours=6),
          timedelta(days=1), timedelta(days=7)]  # fmt: skip
 MOST_ITEMS = 100
@@ -43,7 +43,7 @@ class Ended(Shape):
     missed: int
     orphaned: int
     withdrawn: int
-    #: Of the runs that succeeded or are dead; null if there are none.
+    #: How long the runs took that succeeded or are dead; null if there are none.
     took_seconds: Took | None
 
 

@@ -23,7 +23,7 @@ from core.web.service import Service
 GRACE_SECONDS = 0.5
 #: The process ends this long after the signal, even if a request hangs.
 STOP_SECONDS = 0.9
-#: How long the last lines of the log may take to be written then.
+#: How long the last lines of the log may take to be written at the end of the process.
 FLUSH_SECONDS = 0.1
 #: How long an idle connection is kept.
 KEEP_ALIVE_SECONDS = 30

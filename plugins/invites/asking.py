@@ -1,4 +1,4 @@
-"""The waiting list of a pool: who asks for a seat, who gives up, and what has become of it."""
+"""The waiting list of a pool: who asks for a seat, who gives up, and what has become of a wish."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ OF_PEOPLE, OF_BATCHES = 5, 0
 class Answer:
     """What has become of a person's wish for a seat.
 
-    ``state`` is ``seat``, ``waiting``, ``left`` if the person gave up, or ``over`` if the person has the seat no more.
-    ``team`` is the name of the team of the seat. ``ahead`` is the number of people who wait before this person.
+    ``state`` is ``seat``, ``waiting``, ``left`` if the person gave up, or ``over`` if the person no longer has the
+    seat. ``team`` is the name of the team of the seat. ``ahead`` is the number of people who wait before this person.
     """
 
     state: str

@@ -112,7 +112,7 @@ def _choose(session: Session, lines: Sequence[str], pool: str) -> tuple[dict[str
 
 
 def _known(session: Session, emails: list[str], pool: str) -> dict[str, str]:
-    """Return those who have a seat of the pool or wait for one, with this as the reason."""
+    """Return the people who cannot be invited, each with the reason: they have a seat of the pool, or wait for one."""
     among = any_(cast(emails, ARRAY(Text)))
     in_line = select(Waiting.email).where(
         Waiting.pool == pool, Waiting.state == WaitingState.WAITING, Waiting.email == among

@@ -27,7 +27,7 @@ MOST_USES, MOST_DAYS = 1_000_000, 36_500
 class Redeemed(Answer):
     """The answer to a person who has used a code. ``code_id`` is the number of the code, for ``count_redemption``.
 
-    It is None if the person had a seat of the pool before. The code was not used then.
+    ``code_id`` is None if the person had a seat of the pool already, so that the code was not used.
     """
 
     code_id: int | None = None
@@ -44,7 +44,7 @@ def add_code(
 ) -> str:
     """Make a code that gives ``uses`` people a seat of ``pool`` each, for ``days``. Return the code.
 
-    It can be used until ``valid_for`` has passed. Raises BadValue.
+    The code can be used until ``valid_for`` has passed. Raises BadValue.
     """
     check_names(pool=pool)
     check_span("uses", uses, MOST_USES)
@@ -59,8 +59,8 @@ def add_code(
 def redeem(session: Session, code: str, email: str, now: datetime | None = None) -> Redeemed:
     """Give a person a seat for a code, or put the person into the waiting list if none is free.
 
-    The same person and code have the first answer, as it is now. Raises BadAddress, or CodeRefused if the code is
-    unknown, over, or used up.
+    If the person has used this code before, return the present state of the same wish. Raises BadAddress, or
+    CodeRefused if the code is unknown, over, or used up.
     """
     address, when = normalize(email), at(session, now)
     found = _find(session, code)
@@ -80,7 +80,7 @@ def redeem(session: Session, code: str, email: str, now: datetime | None = None)
 
 
 def digest(code: str) -> bytes:
-    """Return what is stored of a code."""
+    """Return the SHA-256 of a code, which is stored instead of the code."""
     return sha256(code.strip().encode(errors="surrogatepass")).digest()
 
 

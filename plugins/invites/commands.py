@@ -15,7 +15,7 @@ SEATS = ["id", "email", "state", "expires_at"]
 WAITING = ["id", "pool", "email", "priority", "asked_at"]
 REQUESTS = ["id", "kind", "team", "seat_id", "state", "attempts", "last_status", "changed_at"]
 PROBLEMS = ["line", "problem"]
-#: So many problems of an import are printed.
+#: At most this many problems of an import are printed.
 SHOWN = 20
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

@@ -17,7 +17,7 @@ PATIENCE = timedelta(seconds=10)
 def consume(
     session: Session, now: datetime, pool: str | None, *, checkpoint: Checkpoint, most: int = AT_ONCE
 ) -> dict[str, int]:
-    """Give the free seats of a pool, or of all pools, to those who wait, in order. Count the seats.
+    """Give the free seats of a pool, or of all pools, to those who wait, in order. Return the number of seats.
 
     Raises NaiveTime.
     """

@@ -41,7 +41,8 @@ LIVE, PENDING = "invites:redemptions:live", "invites:redemptions:pending"
 BATCH, TAKEN_AT = "batch", "taken_at"
 #: Numbers with more digits are too large for PostgreSQL's bigint.
 LONGEST_NUMBER = 15
-#: Redis writes its log to the disk every second, and so may the disk of a machine that is busy be late.
+#: A change in Redis is on the disk after this time. Redis writes its log to the disk every second, or later on a busy
+#: machine.
 SETTLED = timedelta(seconds=5)
 #: An increment follows its redemption within this time, or it was lost.
 QUIET = timedelta(minutes=5)

@@ -10,7 +10,7 @@ from plugins.invites.counters import SETTLED, Client, Differing
 
 
 def sync_counts(session: Session, redis: Client, now: datetime, *, checkpoint: Checkpoint) -> dict[str, int]:
-    """Add the batch that an earlier run has taken, take the next one, and correct wrong counters. Count it all.
+    """Add the batch that an earlier run has taken, take the next one, and correct wrong counters. Return the numbers.
 
     The result has the sum of the counts that were added, how many codes were corrected, and the sum of the differences
     by which counters were too small (``missing``) or too large (``surplus``). Raises NaiveTime.

@@ -17,7 +17,7 @@ BATCH = 100
 
 
 def remove_expired(session: Session, now: datetime, *, checkpoint: Checkpoint, batch: int = BATCH) -> dict[str, int]:
-    """Start the removal of each member whose seat has ended, batch by batch. Count them, and those who are moving.
+    """Start the removal of each member whose seat has ended, batch by batch. Return how many, and how many are moving.
 
     Raises NaiveTime.
     """

@@ -14,7 +14,8 @@ from plugins.invites.teams import find_team
 
 
 def remove_member(session: Session, team: str, email: str, now: datetime | None = None) -> bool:
-    """Remove a person from a team. The seat is free when the gateway has confirmed it. Return False if under way.
+    """Remove a person from a team. The seat is free when the gateway has confirmed it. Return False if the removal has
+    begun already.
 
     Raises BadAddress, UnknownTeam, UnknownMember, or MoveUnderWay.
     """

@@ -218,7 +218,9 @@ class Code(Base):
 
 
 class Batch(Base):
-    """A list of people who were invited together. Its ``lines`` are counted with those that were not used."""
+    """A list of people who were invited together. ``lines`` is the number of all its lines, including those that
+    invited nobody.
+    """
 
     __tablename__ = "invites_batches"
 

@@ -35,7 +35,7 @@ EXPLAINED_FOR = timedelta(hours=1)
 APART = timedelta(minutes=30)
 #: At most this many orphans of a team are removed in one run, or this share of its members if that is more.
 MOST_REMOVED, SHARE_REMOVED = 5, 0.1
-#: So many rows are in one statement.
+#: At most this many rows are in one statement.
 BATCH = 1000
 BY_SETTING = "ROTA_INVITES_REMOVE_ORPHANS"
 BY_GATEWAY = "gateway"
@@ -49,7 +49,9 @@ class UnknownOrphan(InvitesError, NotFound):
 
 
 def keep_orphan(session: Session, orphan_id: int, by: str) -> bool:
-    """Record a person's decision that a member needs no row. Return False if that is recorded. Raises UnknownOrphan."""
+    """Record a person's decision that a member needs no row. Return False if it was recorded before. Raises
+    UnknownOrphan.
+    """
     orphan = _locked(session, orphan_id)
     if orphan.state == OrphanState.KEPT:
         return False
@@ -78,7 +80,9 @@ def list_orphans(session: Session, team_id: int | None = None) -> Sequence[Orpha
 
 
 def detect_all(run: Run) -> dict[str, int]:
-    """Request a search in each team, unless it waits already. Return how many teams there are."""
+    """Request a search in each team, unless a search of the team is waiting already. Return how many teams there
+    are.
+    """
     team_ids = run.session.scalars(select(Team.id).order_by(Team.id)).all()
     for team_id in team_ids:
         run.enqueue(DETECT, key=str(team_id), args={"team_id": team_id}, unless="waiting")

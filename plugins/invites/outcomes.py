@@ -1,7 +1,7 @@
 """The steps of a request to the gateway, each in the caller's transaction. None of them waits for the network.
 
-A step that was made already changes nothing, so each may be repeated: after a crash, and when several sources tell the
-same outcome (an answer, a webhook, the list of members).
+A step that was made already changes nothing, so each step may be repeated: after a crash, and when several sources tell
+the same outcome (an answer, a webhook, the list of members).
 """
 
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ from plugins.invites.seats import free, lock_seat, set_state
 
 #: The priority of a person who was given a seat that the gateway did not have.
 FRONT = 9
-#: A team without a seat at the gateway gives no seats for this long. Until then, its members have been compared.
+#: A team without a seat at the gateway gives no seats for this long. By then, its members have been compared.
 COMPARED_WITHIN = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A request that must be sent to the gateway. ``attempts`` counts this one too."""
+    """A request that must be sent to the gateway. ``attempts`` includes the present attempt."""
 
     request_id: UUID
     kind: RequestKind
@@ -86,7 +86,8 @@ def confirm(
 ) -> bool:
     """Record that the gateway has carried out a request. Return False if its outcome was known.
 
-    An invited person has the seat, and is a member already with ``is_member``. The seat of a removed person is freed.
+    The state of an invited person's seat becomes ``invited``, or ``member`` with ``is_member``. The seat of a removed
+    person is freed.
     """
     found = _lock(session, request_id)
     if found is None or found.is_over:
@@ -128,7 +129,8 @@ def no_room(session: Session, request_id: UUID, now: datetime, *, status: int | 
     """Record that the team of a request has no seat at the gateway, although it has one here.
 
     The seat is freed, and its person waits before all others, unless the person was being removed or moved. The team
-    gives no seats for 15 minutes, in which its members should be compared. Return False if the outcome was known.
+    gives no seats for 15 minutes. By then, its members should have been compared. Return False if the outcome was
+    known.
     """
     pool = session.scalar(select(Seat.pool).join(Request, Request.seat_id == Seat.id).where(Request.id == request_id))
     if pool is None:

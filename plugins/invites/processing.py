@@ -47,7 +47,7 @@ def process(run: Run, request_id: UUID, gateway: Gateway) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Processing:
-    """One attempt to have a request carried out, which may have been carried out by an earlier one."""
+    """One attempt to have a request carried out. An earlier attempt may have had its effect."""
 
     run: Run
     gateway: Gateway
@@ -131,7 +131,9 @@ class Processing:
         return OutcomeUnknown(unknown.why)
 
     def _put_back(self, why: str, status: int | None) -> None:
-        """Record that this attempt had no effect; if an earlier one may have had its effect, that stays unknown."""
+        """Record that this attempt had no effect. If an earlier attempt may have had an effect, the outcome stays
+        unknown.
+        """
         if self.is_doubtful:
             return self._leave_unknown(why, status)
         return self._tell(why, state=RequestState.NEW, last_status=status)

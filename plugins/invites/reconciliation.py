@@ -4,7 +4,8 @@
 - An invited person who has accepted is a member.
 - An invitation that was not accepted within seven days has ended, and the person is removed.
 - A person whom the gateway does not have has lost the seat. The list alone does not decide this: the gateway is asked
-  for each such person again. If it lacks more than a tenth of a team, nobody loses a seat.
+  for each such person again. If the gateway lacks more than five people and more than a tenth of a team, nobody loses a
+  seat.
 
 No transaction is open while the gateway is asked. The rows are read before the list is, and a row that has changed in
 the last ten minutes is left alone, since a run may be at work on it.
@@ -29,7 +30,7 @@ from plugins.invites.requests import OPEN, PROCESS
 from plugins.invites.seats import lock_seat
 
 T = TypeVar("T")
-#: A row that has not changed for this long is no run's work at present, and is older than the list.
+#: If a row has not changed for this long, no run is working on it, and the row is older than the list.
 SETTLED_AFTER = timedelta(minutes=10)
 #: An invitation must be accepted within this time.
 INVITED_FOR = timedelta(days=7)
@@ -56,7 +57,9 @@ class Taken(NamedTuple):
 
 
 def request_all(run: Run) -> dict[str, int]:
-    """Request the comparison of each team, unless it waits already. Return how many teams there are."""
+    """Request the comparison of each team, unless a comparison of the team is waiting already. Return how many teams
+    there are.
+    """
     team_ids = run.session.scalars(select(Team.id).order_by(Team.id)).all()
     for team_id in team_ids:
         run.enqueue(RECONCILE, key=str(team_id), args={"team_id": team_id}, unless="waiting")

@@ -1,7 +1,7 @@
 """Webhooks of the gateway. A webhook is only a hint: Rota asks the gateway for the person, and believes the answer.
 
-So a webhook that is late, comes twice, or comes before an earlier one does no harm. A webhook that is lost does none
-either, since ``reconcile-invites`` compares all teams. The signature is that of the Standard Webhooks specification:
+So a webhook that is late, comes twice, or comes before an earlier one does no harm. A lost webhook does no harm either,
+since ``reconcile-invites`` compares all teams. The signature is that of the Standard Webhooks specification:
 ``webhook-signature`` has ``v1,`` and the Base64 of the HMAC-SHA256 of ``{webhook-id}.{webhook-timestamp}.{body}``.
 Several signatures are separated by spaces, so that the secret can be replaced.
 """

@@ -22,7 +22,7 @@ from core.web.pages.rendering import address, rendered
 SAID = "rota-said"
 SAID_SECONDS = 30
 LONGEST_SAID = 500
-#: The pages that are always at hand, and the others, each with its name.
+#: The pages to which every page has a link in its head, and their names.
 NAV = (
     ("/", "Now"),
     ("/runs", "Runs"),

@@ -76,7 +76,7 @@ def listed(
 def one(
     plan_id: PlanId, page: Shown, connection: Reading, after: Annotated[int, Query(ge=0, lt=2**31)] = 0
 ) -> Response:
-    """Show an operation: its progress, and what fell out."""
+    """Show an operation: its progress, and what it left out."""
     found = plans.one(connection, plan_id, page.caller)
     left_out = plans.left_out(connection, plan_id, page.caller, after=after)
     return page.shown(

@@ -20,7 +20,7 @@ router = pages.router()
 
 Cursor = Annotated[str | None, Query(max_length=400)]
 Deed = Literal["retry", "drop", "cancel"]
-#: What is said after each deed.
+#: The sentence that the next page shows after each action.
 DONE: dict[Deed, str] = {
     "retry": "Run {id} is retried: it waits for a worker.",
     "drop": "Run {id} is dropped.",
@@ -54,7 +54,7 @@ def one(run_id: RunId, page: Shown, connection: Reading, registry: Jobs, seen: S
 
 
 def deeds(page: Page, run: Details) -> dict[Deed, bool]:
-    """Return the deeds that the person's role allows, each with whether the state of the run allows it."""
+    """Return the actions that the person's role allows. For each, return whether the state of the run allows it too."""
     is_withdrawn = run.reason in {"dropped", "cancelled"}
     states = {deed: run.state in plans.STATES[deed] for deed in DONE}
     possible = {**states, "drop": states["drop"] and not is_withdrawn, "cancel": states["cancel"] and not run.cancelled}

@@ -19,7 +19,7 @@ from core.web.pages.page import Shown
 
 router = pages.router()
 
-#: The slots around a time are sought in these distances from it, until there are enough of them.
+#: The slots around a time are searched for within each of these distances in turn, until there are enough slots.
 AROUND = (timedelta(minutes=10), timedelta(hours=3), timedelta(days=2), timedelta(days=40))
 ENOUGH = 5
 ON_EACH_SIDE = 3

@@ -18,7 +18,7 @@ class Address:
     ca_file: Path | None = None
     connect_seconds: float = 10
     read_seconds: float = 30
-    #: One whole answer may take this long, also if its parts arrive in time.
+    #: A whole answer may take this long, even if its parts arrive in time.
     total_seconds: float = 120
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ def check_address(url: str) -> None:
     except ValueError:
         raise BadGateway("is no URL; expected for example https://teams.example.org/api") from None
     if parts.username is not None or parts.query or parts.fragment:
-        raise BadGateway("must have no user, password or query; the token belongs into ROTA_INVITES_GATEWAY_TOKEN")
+        raise BadGateway("must have no user, password or query; set the token by ROTA_INVITES_GATEWAY_TOKEN")
     if parts.scheme not in {"https", "http"} or not host:
         raise BadGateway(f"is {url!r}; expected for example https://teams.example.org/api")
     if parts.scheme == "http" and not is_this_machine(host):

@@ -75,7 +75,9 @@ def member(body: object) -> Member | None:
 
 
 def spelled(email: str) -> str:
-    """Return an address as this plugin spells it; one that it would refuse, at least in lower case."""
+    """Return an address in this plugin's spelling. An address that the plugin would refuse is only put into lower
+    case.
+    """
     try:
         return normalize(email)
     except BadAddress:

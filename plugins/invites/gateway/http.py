@@ -32,7 +32,7 @@ class HttpGateway:
 
     @property
     def name(self) -> str:
-        """The gateway in a sentence."""
+        """The gateway's name in a sentence."""
         return str(self.connection.address)
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A listing that ``fetch`` reads page by page. ``name`` is the gateway in a sentence."""
+    """A listing that ``fetch`` reads page by page. ``name`` is the gateway's name in a sentence."""
 
     name: str
     fetch: Callable[[str | None], Page]

@@ -1,4 +1,5 @@
-"""The outcomes of a request that changes something at the gateway. Each is a value, since each is to be expected.
+"""The outcomes of a request that changes something at the gateway. An outcome is a value and not an exception, since
+each of them is to be expected.
 
 The texts are for people, and contain neither addresses of persons nor secrets.
 """

@@ -22,6 +22,8 @@ LOWEST := .venv-lowest
 # The integration tests of `make lowest`: those of what the dependencies do for us. The others are about time, crashes and races.
 DEPENDENT := $(addprefix tests/integration/test_,$(addsuffix .py,actors cli cli_by_hand cli_terminal examples execution exposition migrate \
 	new_plugin outbox redis_broker run_middleware running service_redis slots sweeps typing wheels))
+# The files that have crash tests. The others are not even read: pytest takes a quarter of a minute for all of them.
+CRASHING = $(sort $(shell grep -rl --include="test_*.py" "mark\.crash" tests))
 # The servers of `make servers`: `debian` starts those of the system's packages; `given` are those that DATABASE_URL and REDIS_URL name,
 # which take one test at a time.
 SERVERS ?= debian
@@ -57,7 +59,7 @@ conformance: $(READY)  ## Run Dramatiq's own tests of its Redis broker against o
 	$(BIN)/python -m tests.conformance
 
 crash: $(READY)  ## Kill, stop and cut off real processes
-	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -n $(JOBS) $(AGAIN) --dist worksteal -m crash
+	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -n $(JOBS) $(AGAIN) --dist worksteal -m crash $(CRASHING)
 
 faults: $(READY)  ## Inject faults by a seed for SECONDS=180, and check every run
 	$(BIN)/python -m tests.faults --seconds $(SECONDS)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import redis
 from dramatiq.message import Message
@@ -21,7 +21,7 @@ from core.ledger.carrier import OutgoingRun
 from core.ledger.processes import LEADER_LOCK, LOCK_SPACE
 from core.transport import redis as redis_broker
 from core.transport.redis import RedisCarrier, RotaBroker
-from tests.support import chaos
+from tests.support import chaos, forked
 from tests.support.eventually import PATIENCE_SECONDS, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +37,9 @@ LEADER = """
     WHERE lock.locktype = 'advisory' AND lock.granted AND lock.objsubid = 2
       AND lock.classid = CAST(:space AS oid) AND lock.objid = CAST(:lock AS oid)
 """
+
+#: A started command.
+Command = subprocess.Popen[bytes] | forked.Forked
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Fleet:
     #: The folder in which the commands are started, from which they can also import.
     cwd: Path = ROOT
     environ: dict[str, str] = field(default_factory=dict)
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Command] = field(default_factory=list)
     #: The statements that create the tables of its jobs.
     tables: ClassVar[str] = chaos.EFFECTS
 
@@ -89,31 +92,27 @@ class Fleet:
             **self.environ,
         }
 
-    def start(self, *command: str, **environ: str) -> subprocess.Popen[bytes]:
-        """Start a command of the virtual environment in a session of its own. Its output goes to a file."""
+    def start(self, *command: str, **environ: str) -> Command:
+        """Start a command of the virtual environment in a session of its own. Its output goes to a file.
+
+        The commands of the environment that runs the tests are forked from a process that has imported their modules.
+        """
         log = self.folder / f"{Path(command[0]).name}-{len(self.processes)}.log"
-        executable = self.bin / command[0]
+        words = [str(self.bin / command[0]), *command[1:]]
+        launch = forked.Forked if self.cwd == ROOT and forked.can_be_forked(words[0]) else executed
         with log.open("ab") as output:
-            process = subprocess.Popen(
-                [str(executable), *command[1:]],
-                env={**self.environment(), **environ},
-                cwd=self.cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = launch(words, environ={**self.environment(), **environ}, cwd=self.cwd, output=output)
         self.processes.append(process)
         return process
 
-    def worker(self, *options: str, processes: int = 1, threads: int = 8, **environ: str) -> subprocess.Popen[bytes]:
+    def worker(self, *options: str, processes: int = 1, threads: int = 8, **environ: str) -> Command:
         """Start a worker, and wait until all its processes are registered."""
         size = ["--processes", str(processes), "--threads", str(threads)]
         worker = self.start("dramatiq", "core.main", *size, *options, **environ)
         eventually(lambda: len(self.registered("worker", worker)) == processes, within=BOOT_SECONDS)
         return worker
 
-    def scheduler(self, **environ: str) -> subprocess.Popen[bytes]:
+    def scheduler(self, **environ: str) -> Command:
         """Start a scheduler, and wait until it is registered. A scheduler that starts at the end of a minute waits for
         the next one.
         """
@@ -121,34 +120,34 @@ class Fleet:
         eventually(lambda: self.registered("scheduler", scheduler), within=BOOT_SECONDS)
         return scheduler
 
-    def together(self, *starts: Callable[[], subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
+    def together(self, *starts: Callable[[], Command]) -> list[Command]:
         """Start several commands at the same time, and wait for all of them."""
         with ThreadPoolExecutor(len(starts)) as pool:
             return [started.result() for started in [pool.submit(start) for start in starts]]
 
-    def group_of(self, pid: int) -> subprocess.Popen[bytes]:
+    def group_of(self, pid: int) -> Command:
         """Return the started command to which the process ``pid`` belongs."""
         return next(process for process in self.processes if process.pid == os.getpgid(pid))
 
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
+    def kill(self, process: Command) -> None:
         """Send SIGKILL to the process and all its children."""
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
 
-    def pause(self, process: subprocess.Popen[bytes]) -> None:
+    def pause(self, process: Command) -> None:
         """Send SIGSTOP to the process and all its children."""
         os.killpg(process.pid, signal.SIGSTOP)
 
-    def wake(self, process: subprocess.Popen[bytes]) -> None:
+    def wake(self, process: Command) -> None:
         """Send SIGCONT to the process and all its children."""
         os.killpg(process.pid, signal.SIGCONT)
 
-    def terminate(self, process: subprocess.Popen[bytes], *, within: float = PATIENCE_SECONDS) -> int:
+    def terminate(self, process: Command, *, within: float = PATIENCE_SECONDS) -> int:
         """Stop the process gracefully, and return its exit status."""
         process.terminate()
         return self.wait(process, within=within)
 
-    def wait(self, process: subprocess.Popen[bytes], *, within: float) -> int:
+    def wait(self, process: Command, *, within: float) -> int:
         """Wait for the end of a process, and return its exit status. Raises AssertionError if the process does not
         end.
         """
@@ -176,7 +175,7 @@ class Fleet:
         with self.engine.connect() as connection:
             return list(connection.execute(text(statement), parameters).all())
 
-    def registered(self, kind: str, command: subprocess.Popen[bytes] | None = None) -> list[Any]:
+    def registered(self, kind: str, command: Command | None = None) -> list[Any]:
         """Return the live processes of a kind, or only those of one started command."""
         live = "SELECT * FROM rota_processes WHERE kind = :kind AND expires_at > clock_timestamp()"
         return [row for row in self.rows(live, kind=kind) if command is None or is_of_group(pid_of(row), command.pid)]
@@ -260,6 +259,12 @@ class Fleet:
     def logs(self) -> str:
         """Return all output of the processes."""
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+
+
+def executed(words: Sequence[str], *, environ: dict[str, str], cwd: Path, output: IO[bytes]) -> Command:
+    """Start a command as a shell does."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(words, env=environ, cwd=cwd, start_new_session=True, **streams)
 
 
 def pid_of(process: Any) -> int:

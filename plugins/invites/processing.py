@@ -105,16 +105,18 @@ class Processing:
         outcomes.refuse(
             self.run.session, self.sending.request_id, self.run.now, status=refused.status, problem=refused.why
         )
-        return {"outcome": "refused", "reason": refused.why}
+        told = {"kind": self.sending.kind.value, "reason": refused.why}
+        self.run.log.warning("request.refused", request=str(self.sending.request_id), **told)
+        return {"outcome": "refused", **told}
 
     def _limited(self, limited: Limited) -> Later:
         """Close the limit of the team until the time that the gateway has named. This is not a failure."""
+        closed = update(Team).where(Team.id == self.sending.team_id)
+        self.run.session.execute(closed.values(closed_until=later_of(limited.wait)))  # teams are locked before requests
         if limited.is_certain:
             self._put_back(limited.why, limited.status)
         else:
             self._leave_unknown(limited.why, limited.status)
-        closed = update(Team).where(Team.id == self.sending.team_id)
-        self.run.session.execute(closed.values(closed_until=later_of(limited.wait)))
         limit = TEAM_LIMIT.format(team_id=self.sending.team_id)
         close_limit(self.run.session, limit, until=limited.wait, reason=limited.why)
         self.run.checkpoint()

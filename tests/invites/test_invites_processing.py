@@ -8,8 +8,10 @@ from invites_office import Office
 from invites_world import check, email
 from sqlalchemy import text
 
-from plugins.invites import remove_member
+from plugins.invites import invite_many, remove_member
+from plugins.invites.gateway_jobs import limited_jobs
 from plugins.invites.outcomes import begin
+from plugins.invites.settings import InvitesSettings
 
 AN_HOUR = timedelta(hours=1)
 
@@ -306,3 +308,26 @@ def test_no_transaction_is_open_while_the_gateway_is_asked(office: Office, datab
 
     assert seen == [0]
     assert begin(office.session, request_id, office.now()) is None
+
+
+def test_the_limits_are_those_of_the_settings_and_each_team_has_its_own(office: Office, configure):
+    configure(gateway_requests="7", team_requests="3")
+
+    found = limited_jobs(InvitesSettings.current())
+
+    assert [[str(limit) for limit in job.limits] for job in found] == [
+        ["invites:gateway: 7 at once", "invites:team:{team_id}: 3 at once"]
+    ] * 3
+    assert found[0].limit_names({"request_id": "1", "team_id": 5}) == ["invites:gateway", "invites:team:5"]
+
+
+def test_people_who_ask_themselves_go_before_lists(office: Office):
+    office.team(seats=3)
+    invite_many(office.session, [email("list")], "club")
+    office.session.commit()
+    office.redeems("ann")
+
+    rows = office.session.execute(text("SELECT priority FROM rota_runs WHERE job = 'process-invite' ORDER BY id"))
+    of_list, of_ann = rows.scalars()
+
+    assert of_ann > of_list

@@ -5,7 +5,7 @@ transaction, and COMMIT can travel with the last. While such a transaction is op
 """
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg2
 from psycopg2.extensions import STATUS_BEGIN, STATUS_READY, TRANSACTION_STATUS_IDLE
@@ -27,6 +27,17 @@ class OwnConnection(DriverConnection):
     def __init__(self, dsn: str, **options: Any) -> None:
         super().__init__(dsn, **options)
         forks.keep_from_children(self)
+
+
+class AtCommit(NamedTuple):
+    """A statement that is executed before COMMIT, a query that is executed after it, and the place for its rows."""
+
+    statement: bytes
+    query: bytes
+    rows: list[tuple[Any, ...]]
+
+
+NOTHING = AtCommit(b"", b"", [])
 
 
 def _outside_transactions(name: str) -> Any:
@@ -54,7 +65,7 @@ class OneTripConnection(OwnConnection):
     has_answered = False
     #: Whether a transaction is open whose BEGIN psycopg2 has not sent.
     _is_open = False
-    _at_commit = b""
+    _at_commit = NOTHING
 
     isolation_level = _outside_transactions("isolation_level")
     readonly = _outside_transactions("readonly")
@@ -97,26 +108,33 @@ class OneTripConnection(OwnConnection):
             return BEGIN + query
         return BEGIN.encode() + query if isinstance(query, bytes) else SQL(BEGIN) + query
 
-    def at_commit(self, statement: bytes) -> None:
-        """Let the next ``commit`` execute ``statement`` before COMMIT, in one round trip. Its rows are lost."""
-        self._at_commit = statement + b"; "
+    def at_commit(self, statement: bytes, query: bytes, rows: list[tuple[Any, ...]]) -> None:
+        """Let the next ``commit`` execute ``statement`` before COMMIT and ``query`` after it, in one round trip.
+
+        The rows of ``query`` are appended to ``rows``, and those of ``statement`` are lost.
+        """
+        self._at_commit = AtCommit(statement, query, rows)
 
     def commit(self) -> None:
         """Commit the transaction. Raises psycopg2.Error, also if PostgreSQL refuses the statement of ``at_commit``."""
+        joined, self._at_commit = self._at_commit, NOTHING
         if self._is_open:
             try:
-                self._end(self._at_commit + b"COMMIT")
+                joined.rows.extend(self._end(b"; ".join(filter(None, (joined.statement, b"COMMIT", joined.query)))))
             except psycopg2.Error:
                 self._roll_back_open()
                 raise
             return
-        if self._at_commit:  # psycopg2 was told of the transaction meanwhile
-            self._execute(self._at_commit)
+        if joined.statement:  # psycopg2 was told of the transaction meanwhile
+            self._execute(joined.statement)
         super().commit()
+        if joined.query:
+            joined.rows.extend(self._execute(joined.query))
+            super().rollback()
 
     def rollback(self) -> None:
         """Roll the transaction back."""
-        self._at_commit = b""
+        self._at_commit = NOTHING
         if self._is_open:
             self._end(b"ROLLBACK")
         else:
@@ -128,16 +146,16 @@ class OneTripConnection(OwnConnection):
             with suppress(psycopg2.Error):
                 self._end(b"ROLLBACK")
 
-    def _end(self, command: bytes) -> None:
+    def _end(self, command: bytes) -> list[tuple[Any, ...]]:
         try:
-            self._execute(command)
+            return self._execute(command)
         finally:
             self.notice_end()
 
-    def _execute(self, command: bytes) -> None:
-        self._at_commit = b""
+    def _execute(self, command: bytes) -> list[tuple[Any, ...]]:
         with super().cursor(cursor_factory=DriverCursor) as cursor:
             cursor.execute(command)
+            return cursor.fetchall() if cursor.description else []
 
     def notice_end(self) -> None:
         """Leave the next transaction to ``opening`` or psycopg2 if PostgreSQL has ended the open transaction."""

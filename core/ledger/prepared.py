@@ -65,17 +65,23 @@ class Prepared:
         """
         return execute(on, (former, self), f"{former._execute}; {self._execute}", (*former_values, *values))
 
-    def at_commit(self, session: Session, *values: Any) -> bool:
-        """Let the commit of ``session`` execute the statement and COMMIT in one round trip. The rows are lost.
+    def at_commit(
+        self, session: Session, values: tuple[Any, ...], query: "Prepared | None" = None, *query_values: Any
+    ) -> list[tuple[Any, ...]] | None:
+        """Let the commit of ``session`` execute the statement, COMMIT and ``query`` in one round trip.
 
-        Return False, without any effect, if the transaction has begun in a way that does not allow this. The commit
-        raises the statement's error.
+        Return the list that has the rows of ``query`` after the commit. Return None, without any effect, if the
+        transaction has begun in a way that does not allow this. The commit raises the statement's error.
         """
-        with cursor_with((self,), session.connection()) as cursor:
-            if cursor.connection.can_commit_with_statement:
-                cursor.connection.at_commit(cursor.mogrify(self._execute, values))
-                return True
-        return False
+        rows: list[tuple[Any, ...]] = []
+        statements = (self,) if query is None else (self, query)
+        with cursor_with(statements, session.connection()) as cursor:
+            if not cursor.connection.can_commit_with_statement:
+                return None
+            statement = cursor.mogrify(self._execute, values)
+            after = b"" if query is None else cursor.mogrify(query._execute, query_values)
+            cursor.connection.at_commit(statement, after, rows)
+        return rows
 
     def make(self, cursor: DriverCursor, connection: Connection, driver: WatchedConnection) -> None:
         """Prepare the statement on a connection that has not prepared it yet."""

@@ -67,8 +67,8 @@ SUCCEED = Prepared(
     """,  # noqa: S608 — constants
 )
 
-#: ``SUCCEED`` for a run without a result that no other run waits for. It divides by zero if the lease is lost, so
-#: that PostgreSQL does not execute the COMMIT that follows in the same round trip.
+#: ``SUCCEED`` for a run without a result. It divides by zero if the lease is lost, so that PostgreSQL does not execute
+#: the COMMIT that follows in the same round trip.
 SUCCEED_OR_FAIL = Prepared(
     "rota_succeed_or_fail",
     ("bigint", "bigint", "bigint"),
@@ -79,6 +79,16 @@ SUCCEED_OR_FAIL = Prepared(
         WHERE {LEASE_IS_GOOD} RETURNING run.id
     )
     SELECT 1 / count(*) FROM succeeded
+    """,  # noqa: S608 — constants
+)
+
+#: Whether another run waits for the end of a run that has ended. Parameter: the run.
+IS_AWAITED = Prepared(
+    "rota_is_awaited",
+    ("bigint",),
+    f"""
+    SELECT CASE WHEN run.exclusive THEN {HAS_WAITING.format("ledger.")} ELSE false END
+    FROM ledger.rota_runs AS run WHERE run.id = $1
     """,  # noqa: S608 — constants
 )
 
@@ -290,13 +300,17 @@ def succeed(session: Session | Connection, lease: Lease, result: str | None, log
     return bool(rows[0][0]) if rows else None
 
 
-def succeed_at_commit(session: Session, lease: Lease) -> bool:
-    """Let the commit of ``session`` record success in the same round trip. Return False if that is not possible.
+def succeed_at_commit(session: Session, lease: Lease, *, is_exclusive: bool) -> list[tuple[bool]] | None:
+    """Let the commit of ``session`` record success in the same round trip. Return None if that is not possible.
 
-    Only for the first attempt of a run that may overlap and has no result. If the lease is lost, the commit raises an
+    Otherwise, if the run ``is_exclusive``, the returned list tells after the commit whether another run waits for the
+    end of this run. Only for the first attempt of a run without a result. If the lease is lost, the commit raises an
     error for which ``may_have_lost`` is true.
     """
-    return SUCCEED_OR_FAIL.at_commit(session, lease.run_id, lease.token, lease.process_id)
+    fence = (lease.run_id, lease.token, lease.process_id)
+    if is_exclusive:
+        return SUCCEED_OR_FAIL.at_commit(session, fence, IS_AWAITED, lease.run_id)
+    return SUCCEED_OR_FAIL.at_commit(session, fence)
 
 
 def may_have_lost(error: DBAPIError) -> bool:

@@ -234,13 +234,17 @@ class DatabaseSession(Layer):
             return State.SUCCEEDED
         session = work.session
         session.flush()
-        is_plain = body is None and lease.attempt == 1 and not execution.job.exclusive
-        if not (is_plain and runs.succeed_at_commit(session, lease)):
+        is_plain = body is None and lease.attempt == 1
+        exclusive = execution.job.exclusive
+        after_commit = runs.succeed_at_commit(session, lease, is_exclusive=exclusive) if is_plain else None
+        if after_commit is None:
             with refusing_result():
                 is_awaited = runs.succeed(session, lease, body, log)
             execution.is_awaited = awaited(is_awaited, lease)
         session.mark_fenced()
         self._commit(session, lease)
+        if after_commit:
+            ((execution.is_awaited,),) = after_commit
         return State.SUCCEEDED
 
     def _commit(self, session: JobSession, lease: Lease) -> None:

@@ -19,6 +19,7 @@ from core import job
 from core.round_trips import OneTripConnection
 from core.testing import RunJob
 from core.worker.executor import Executor
+from tests.support.eventually import eventually
 from tests.support.proxy import CHUNK, Proxy
 
 ROWS = "CREATE TABLE rows (number integer PRIMARY KEY, other integer REFERENCES rows DEFERRABLE INITIALLY DEFERRED)"
@@ -104,12 +105,8 @@ class TestRoundTrips:
 
         assert proxy.messages - before == 3  # the last is COMMIT
 
-    @pytest.mark.parametrize(
-        ("options", "trips"),
-        [({"overlap": "allow"}, 2), ({"overlap": "wait"}, 3)],
-        ids=["may overlap", "a run may wait for it"],
-    )
-    def test_success_and_commit_travel_together_if_no_run_waits(self, counting, executor, options, trips):
+    @pytest.mark.parametrize("overlap", ["allow", "wait"])
+    def test_success_and_commit_travel_together(self, counting, executor, overlap):
         """A run with one statement: BEGIN with the statement, and the success with COMMIT."""
         proxy, engine = counting
         begun: list[int] = []
@@ -118,14 +115,14 @@ class TestRoundTrips:
             begun.append(proxy.messages)
             run.session.execute(text("SELECT 1"))
 
-        counted = job("counted", queue="q", **options)(function)
+        counted = job("counted", queue="q", overlap=overlap)(function)
         run_job = RunJob(Executor(engine, executor.membership, "counted"))
         for _ in range(2):  # the first run prepares the statements
             run_id = run_job.request(counted)
             run_job.executor.execute(counted, run_id)
             after = proxy.messages
 
-        assert after - begun[-1] == trips
+        assert after - begun[-1] == 2
         assert run_job.row(run_id).state == "succeeded"
 
 
@@ -269,6 +266,26 @@ class TestAsPsycopg2:
 
 
 class TestSuccessAtCommit:
+    def test_it_wakes_the_run_that_waits_for_the_end_of_this_run(self, run_job, ledger):
+        """The waiting run came while the function was at work, and is parked until then."""
+        executor, second = run_job.executor, []
+
+        def function(run):
+            run.session.execute(text("SELECT 1"))
+            if not second:
+                second.append(run_job.request(waiting))
+                executor.execute(waiting, second[0])
+                assert eventually(lambda: not executor.wakes._waiting, within=5), "nobody looks again"
+                assert ledger.value("SELECT sent_at = 'infinity' FROM rota_runs WHERE id = :id", id=second[0])
+
+        waiting = job("waiting", queue="q", overlap="wait")(function)
+        assert run_job(waiting).state == "succeeded"
+
+        assert eventually(
+            lambda: ledger.value("SELECT sent_at IS NULL FROM rota_runs WHERE id = :id", id=second[0]), within=5
+        )
+        executor.wakes.stop()
+
     def test_a_listener_that_streams_before_the_commit_does_not_lose_the_success(self, run_job, ledger):
         """A named cursor makes psycopg2 send COMMIT itself, after the success."""
 

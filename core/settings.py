@@ -166,7 +166,7 @@ class Settings(BaseModel):
     """The path below which a proxy publishes `rota web`, such as `/rota`; the proxy may remove it or not."""
 
     web_token: Annotated[SecretStr | None, Field(validation_alias="ROTA_WEB_TOKEN")] = None
-    """A token of an admin that is valid without an entry in the ledger, of at least 32 characters."""
+    """A token of an admin, of at least 32 characters, that is valid without an entry in the ledger."""
 
     web_legacy: Annotated[bool, Field(validation_alias="ROTA_WEB_LEGACY")] = True
     """Whether `rota web` also answers at the addresses of the systems that Rota replaces."""

@@ -54,8 +54,8 @@ def worker(processes: int | None, threads: int, queues: tuple[str, ...], grace: 
     """Run jobs in worker processes, which are restarted when they die.
 
     Each process is an independent Dramatiq worker: when one dies, the others continue. A process that has worked on
-    ROTA_MAX_MESSAGES_PER_PROCESS messages, or uses more memory than ROTA_MAX_MEMORY_MB, is replaced by a new process.
-    It ends when its runs are finished. With SCHEDULER_MODE=local there is one process, which needs neither Redis nor a
+    ROTA_MAX_MESSAGES_PER_PROCESS messages, or uses more memory than ROTA_MAX_MEMORY_MB, is replaced by a new process,
+    and ends when its runs are finished. With SCHEDULER_MODE=local there is one process, which needs neither Redis nor a
     scheduler.
 
     After SIGTERM or Ctrl-C, running jobs may finish within the grace period. Runs that do not finish are released, and

@@ -153,10 +153,10 @@ def job(
     these exceptions are retried. After one of the exceptions ``dead_on``, the run is dead at once.
 
     Slots and requests: ``overlap`` decides about a slot that comes due while another run of the same job and key is
-    running. ``skip`` records the slot as skipped (the default with a schedule), ``wait`` starts it when the other run
-    has ended, and ``allow`` starts it at once (the default without a schedule). A request is never skipped: without
-    ``allow``, the runs of one key start one after another. A request is missed if it has not started within ``expires``
-    after its due time. Runs with a higher ``priority``, 0 to 9, start first.
+    running. ``skip`` records the slot as skipped (the default with ``schedule`` or ``keyed``), ``wait`` starts it when
+    the other run has ended, and ``allow`` starts it at once (the default otherwise). A request is never skipped:
+    without ``allow``, the runs of one key start one after another. A request is missed if it has not started within
+    ``expires`` after its due time. Runs with a higher ``priority``, 0 to 9, start first.
 
     Misfires: ``misfire`` decides about slots that were not started in time. ``latest`` runs the newest slot and records
     the others as missed, ``all`` runs all of them, and ``skip`` runs none. No slot is run later than ``misfire_grace``,

@@ -72,8 +72,10 @@ def _made() -> Any:
         lateness=Histogram(
             "rota_start_lateness_seconds", "From a run's due time to its start", ["task"], buckets=LATENESS
         ),
-        rejected=Counter("rota_messages_rejected", "Messages that are corrupt or not Rota's", ["queue", "reason"]),
-        operations=Counter("rota_operation_items", "Runs that operations dealt with", ["action", "outcome"]),
+        rejected=Counter("rota_messages_rejected", "Messages that were dead-lettered unread", ["queue", "reason"]),
+        operations=Counter(
+            "rota_operation_items", "Runs and leftovers that operations changed or left out", ["action", "outcome"]
+        ),
         leftovers=Counter("rota_leftovers_removed", "Old messages and results that were removed from Redis", ["kind"]),
         pool=Gauge(
             "rota_db_pool_connections", "Connections to PostgreSQL by state", ["state"], multiprocess_mode="livesum"
@@ -167,7 +169,7 @@ def run_started(task: str, lateness_seconds: float) -> None:
 
 
 def message_rejected(queue: str, reason: str) -> None:
-    """Count a message that was dead-lettered because it is corrupt or not one of Rota's."""
+    """Count a message that was dead-lettered before any job could work on it."""
     _metrics().rejected.labels(queue, reason).inc()
 
 

@@ -55,7 +55,7 @@ class Journal:
     is_going: ColumnElement[bool]
     file_owner_id: InstrumentedAttribute[int]
     file_path: InstrumentedAttribute[bytes]
-    #: The folders that contain own folders. They are below the upload root.
+    #: The folders, below the upload root, that contain the rows' own folders.
     parents: Sequence[tuple[str, ...]]
     #: Does step 3 for these rows, after their files have been deleted.
     record: Callable[[Session, Sequence[int], datetime], None]

@@ -70,7 +70,7 @@ lowest: $(READY)  ## Run unit tests and chosen integration tests with the lowest
 	@$(MAKE) --no-print-directory VENV=$(LOWEST) CONSTRAINTS=$(LOWEST)/constraints.txt $(LOWEST)/.ready
 	$(LOWEST)/bin/python -m pytest -q -n $(JOBS) $(AGAIN) tests/unit $(DEPENDENT)
 
-servers: $(READY)  ## Run the tests that need PostgreSQL, Redis, PgBouncer, Dovecot and nginx of the system's packages
+servers: $(READY)  ## Run the tests that need PostgreSQL, Redis, PgBouncer, Dovecot, nginx and Prometheus of the system's packages
 	@$(BIN)/python -m tests.servers $(SERVERS)
 	$(BIN)/python -m pytest -q -n $(if $(filter given,$(SERVERS)),0,$(JOBS)) $(AGAIN) --servers=$(SERVERS) tests/servers $(SERVED)
 

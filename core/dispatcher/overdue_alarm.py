@@ -1,4 +1,4 @@
-"""Reports jobs that had no success although their slots came due, as metrics and in the log."""
+"""Reports jobs that had no success although their slots came due, and runs that wait, as metrics and in the log."""
 
 import time
 from collections.abc import Collection
@@ -6,7 +6,7 @@ from collections.abc import Collection
 from sqlalchemy import Connection
 
 from core.jobs.registry import Registry
-from core.ledger import limit_use, overdue
+from core.ledger import history, limit_use, overdue, queues
 from core.ledger.overdue import WRONG_FROM, Standing
 from core.observability import metrics
 from core.observability.events import SlotCaughtUp, SlotOverdue, emit
@@ -33,6 +33,7 @@ class Watch:
         overdue.remember(connection, standings)
         measure(standings, held)
         metrics.limited(limit_use.waiting(connection))
+        measure_queues(connection, sorted({job.queue for job in self._registry}), held)
         self._complain([standing for standing in standings if standing.job not in held])
 
     def _complain(self, standings: Collection[Standing]) -> None:
@@ -43,6 +44,20 @@ class Watch:
         for job in sorted(self._wrong - wrong.keys()):
             emit(SlotCaughtUp(job))
         self._wrong = set(wrong)
+
+
+def measure_queues(connection: Connection, names: list[str], held: Collection[str]) -> None:
+    """Export how many runs wait in each queue, and for how long the oldest has waited. Jobs ``held`` do not count for
+    the time.
+    """
+    now = history.now(connection)
+    sent = queues.oldest_sent(connection, names, held)
+    seconds = {}
+    rows = queues.waiting(connection, names, held)
+    for row in rows:
+        since = [at for at in (row.oldest_due_at, sent.get(row.queue)) if at is not None]
+        seconds[row.queue] = max(0.0, (now - min(since, default=now)).total_seconds())
+    metrics.queues({row.queue: row.due + row.sent for row in rows}, seconds)
 
 
 def measure(standings: Collection[Standing], held: Collection[str]) -> None:

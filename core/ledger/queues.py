@@ -2,6 +2,8 @@
 down.
 """
 
+from collections.abc import Collection
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -31,7 +33,7 @@ WAITING = text(f"""
                 SELECT job, due_at FROM rota_runs
                 WHERE rota_runs.queue = wanted.queue AND {IS_UNSENT} AND rota_runs.job > first.job
                 ORDER BY job, due_at LIMIT 1) AS next)
-        SELECT min(due_at) AS oldest_due_at FROM first) AS oldest,
+        SELECT min(due_at) AS oldest_due_at FROM first WHERE job <> ALL (CAST(:held AS text[]))) AS oldest,
     LATERAL (
         SELECT count(*) AS sent FROM (
             SELECT 1 FROM rota_runs WHERE rota_runs.queue = wanted.queue AND {IS_SENT} LIMIT :most
@@ -44,8 +46,29 @@ WAITING = text(f"""
 """)  # noqa: S608 — constants
 
 
-def waiting(connection: Connection, queues: list[str]) -> list[Row[Any]]:
+#: Runs that wait for another run or for a limit are left out.
+OLDEST_SENT = text(f"""
+    SELECT queue, min(due_at) AS due_at FROM unnest(CAST(:queues AS text[])) AS wanted (queue), LATERAL (
+        SELECT due_at FROM rota_runs
+        WHERE rota_runs.queue = wanted.queue AND {IS_SENT} AND sent_at < 'infinity'
+          AND job <> ALL (CAST(:held AS text[]))
+        LIMIT :most) AS sent
+    GROUP BY queue
+""")  # noqa: S608 — constants
+
+
+def waiting(connection: Connection, queues: list[str], held: Collection[str] = ()) -> list[Row[Any]]:
     """Return the numbers of waiting and running runs of each of ``queues``. A number of waiting runs is at most
-    ``MOST_COUNTED``.
+    ``MOST_COUNTED``. The oldest run is not one of the jobs ``held``.
     """
-    return list(connection.execute(WAITING, {"queues": queues, "most": MOST_COUNTED}).all())
+    values = {"queues": queues, "most": MOST_COUNTED, "held": sorted(held)}
+    return list(connection.execute(WAITING, values).all())
+
+
+def oldest_sent(connection: Connection, queues: list[str], held: Collection[str] = ()) -> dict[str, datetime]:
+    """Return the due time of the oldest run of each queue that was sent to workers, and that no worker has started.
+
+    At most ``MOST_COUNTED`` runs of each queue are read. The jobs ``held`` are left out.
+    """
+    rows = connection.execute(OLDEST_SENT, {"queues": queues, "most": MOST_COUNTED, "held": sorted(held)})
+    return {row.queue: row.due_at for row in rows}

@@ -106,6 +106,15 @@ def _made() -> Any:
             "rota_schedules_gap_slots", "Slots of schedules made at run time without runs", ["task", "reason"]
         ),
         limited=Gauge("rota_runs_limited", "Runs that wait for a limit", ["limit"], multiprocess_mode="livemax"),
+        waiting=Gauge(
+            "rota_queue_waiting", "Runs of a queue that are due and not started", ["queue"], multiprocess_mode="livemax"
+        ),
+        oldest=Gauge(
+            "rota_queue_oldest_seconds",
+            "How long the oldest run that is due has waited to start",
+            ["queue"],
+            multiprocess_mode="livemax",
+        ),
         succeeded=Gauge(
             "rota_last_success_timestamp_seconds",
             "When the last successful slot finished",
@@ -197,6 +206,7 @@ def leading(is_leader: bool) -> None:
         paused([])
         overdue({})
         limited({})
+        queues({}, {})
         schedules({})
         schedules_lag({})
 
@@ -214,6 +224,12 @@ def overdue(slots: Mapping[str, int]) -> None:
 def limited(runs: Mapping[str, int]) -> None:
     """Set how many runs wait for the limits of each declared name. Reset all other names."""
     _set_all("limited", runs)
+
+
+def queues(waiting: Mapping[str, int], oldest_seconds: Mapping[str, float]) -> None:
+    """Set how many runs wait in each queue, and for how long the oldest has waited. Reset all other queues."""
+    _set_all("waiting", waiting)
+    _set_all("oldest", oldest_seconds)
 
 
 def schedules_differ(task: str, schedules: int) -> None:

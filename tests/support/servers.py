@@ -14,6 +14,7 @@ REDIS = Path("/usr/bin/redis-server")
 PGBOUNCER = Path("/usr/sbin/pgbouncer")
 DOVECOT = Path("/usr/sbin/dovecot")
 NGINX = Path("/usr/sbin/nginx")
+PROMTOOL = Path("/usr/bin/promtool")
 URLS = ("DATABASE_URL", "REDIS_URL")
 
 
@@ -25,7 +26,12 @@ def postgres_binaries() -> list[Path]:
 
 def missing(servers: str) -> str:
     """Return what must be done before the tests can run with ``servers``, or an empty text."""
-    is_there = {"pgbouncer": PGBOUNCER.exists(), "dovecot-imapd": DOVECOT.exists(), "nginx-light": NGINX.exists()}
+    is_there = {
+        "pgbouncer": PGBOUNCER.exists(),
+        "dovecot-imapd": DOVECOT.exists(),
+        "nginx-light": NGINX.exists(),
+        "prometheus": PROMTOOL.exists(),
+    }
     if servers == "debian":
         is_there |= {"postgresql": bool(postgres_binaries()), "redis-server": REDIS.exists()}
     absent = [package for package, found in is_there.items() if not found]

@@ -150,7 +150,8 @@ def job(
 
     Retries: ``max_retries`` counts the attempts after the first. ``backoff="exponential"`` doubles the delay after each
     failure, up to ``longest_delay``. ``jitter`` shortens each delay at random, by up to a half. With ``retry_on``, only
-    these exceptions are retried. After one of the exceptions ``dead_on``, the run is dead at once.
+    these exceptions and PostgreSQL's own errors are retried. After one of the exceptions ``dead_on``, the run is dead
+    at once.
 
     Slots and requests: ``overlap`` decides about a slot that comes due while another run of the same job and key is
     running. ``skip`` records the slot as skipped (the default with ``schedule`` or ``keyed``), ``wait`` starts it when

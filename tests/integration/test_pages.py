@@ -498,6 +498,18 @@ class TestTokens:
         assert secret not in again.text
         assert client.get("/api/v1/me", headers={"Authorization": f"Bearer {secret}"}).status_code == 401
 
+    def test_the_session_of_another_browser_is_ended(self, client, admin, operator):
+        token = operator["Authorization"].removeprefix("Bearer ")
+        client.post("/login", data={"secret": token}, headers=OURS)
+        assert client.get("/runs", follow_redirects=False).status_code == 200
+
+        page = read(client.get("/tokens", headers=admin))
+        (action,) = [action for action in page.posts() if "/sessions/" in action]
+        done = client.post(action, headers={**admin, **OURS})
+
+        assert "The session has ended." in read(done).text
+        assert client.get("/runs", follow_redirects=False).status_code == 303
+
 
 class TestWhy:
     def test_the_link_to_send_asks_the_same_question(self, client, operator, ledger):

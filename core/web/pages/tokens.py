@@ -1,10 +1,12 @@
-"""Tokens, for admins: the list, and the forms that make and revoke them."""
+"""Tokens and sessions of browsers, for admins: the lists, and the forms that make and end them."""
 
 from datetime import timedelta
+from typing import Annotated
 
+from fastapi import Path
 from starlette.responses import Response
 
-from core.operations import tokens
+from core.operations import sessions, tokens
 from core.operations.tokens import Created, Wanted
 from core.web.api.ledger import Changing, Jobs, Reading
 from core.web.api.tokens import NewToken
@@ -31,6 +33,7 @@ def shown(page: Shown, connection: Reading, registry: Jobs, created: Created | N
         "tokens.html",
         201 if created else 200,
         tokens=tokens.listed(connection, page.caller),
+        sessions=sessions.listed(connection, page.caller),
         created=created,
         plugins=sorted(plugin.name for plugin in registry.plugins),
         queues=sorted({job.queue for job in registry}),
@@ -52,3 +55,10 @@ def revoke(page: Shown, connection: Changing, form: Form) -> Response:
     name = forms.first(form, "name") or ""
     tokens.revoke(connection, name, page.caller)
     return page.back(page.place("/tokens"), f"The token {name} is revoked.")
+
+
+@router.post("/tokens/sessions/{session_id}/end")
+def end(session_id: Annotated[int, Path(ge=1, lt=2**63)], page: Shown, connection: Changing) -> Response:
+    """End the session of a browser, which must then log in again."""
+    sessions.end(connection, session_id, page.caller)
+    return page.back(page.place("/tokens"), "The session has ended.")

@@ -8,13 +8,16 @@ from typing import IO, Any
 import click
 
 from core import command_session, print_rows
-from plugins.invites import asking, batches, codes, members, moves, overview, teams
+from plugins.invites import asking, batches, codes, members, moves, orphans, overview, teams
 
 TEAMS = ["name", "pool", "seats", "taken", "state", "closed_until"]
 SEATS = ["id", "email", "state", "expires_at"]
 WAITING = ["id", "pool", "email", "priority", "asked_at"]
 REQUESTS = ["id", "kind", "team", "seat_id", "state", "attempts", "last_status", "changed_at"]
+ORPHANS = ["id", "team_id", "email", "state", "sightings", "first_seen_at", "last_seen_at", "decided_by"]
 PROBLEMS = ["line", "problem"]
+#: Who has decided about an orphan.
+BY = "rota invites"
 #: At most this many problems of an import are printed.
 SHOWN = 20
 
@@ -170,10 +173,40 @@ def leave(email: str, pool: str) -> None:
 @invites.command("unknown")
 @as_json
 def unknown(as_json: bool) -> None:
-    """List the requests to the gateway whose outcome is unknown."""
+    """List the requests to the gateway whose outcome is unknown, and removals that it has refused."""
     with command_session() as session:
         rows = [vars(each) for each in overview.unknown_requests(session)]
     print_rows(rows, REQUESTS, as_json=as_json, empty="the outcome of every request is known")
+
+
+@invites.command("orphans")
+@as_json
+def list_orphans(as_json: bool) -> None:
+    """List the members at the gateway that no record explains."""
+    with command_session() as session:
+        rows = _rows(orphans.list_orphans(session), ORPHANS)
+    print_rows(rows, ORPHANS, as_json=as_json, empty="no orphans")
+
+
+@invites.command("keep-orphan")
+@click.argument("orphan", type=int)
+def keep_orphan(orphan: int) -> None:
+    """Decide that a member at the gateway stays although no record explains it."""
+    with command_session() as session:
+        changed = orphans.keep_orphan(session, orphan, BY)
+    click.echo(f"orphan {orphan} stays" if changed else f"that orphan {orphan} stays was decided already")
+
+
+@invites.command("remove-orphan")
+@click.argument("orphan", type=int)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def remove_orphan(orphan: int, yes: bool) -> None:
+    """Remove a member from the gateway that no record explains. Asks first."""
+    if not yes:
+        click.confirm(f"Remove orphan {orphan} from the gateway?", abort=True)
+    with command_session() as session:
+        run_id = orphans.remove_orphan(session, orphan, BY)
+    click.echo(f"run {run_id} removes orphan {orphan}")
 
 
 @invites.command("import")

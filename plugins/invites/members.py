@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 from plugins.invites.addresses import normalize
 from plugins.invites.errors import BadValue, MoveUnderWay, UnknownMember
 from plugins.invites.instants import at
-from plugins.invites.models import Seat, SeatState
-from plugins.invites.removal import LIVE, start_removal
+from plugins.invites.models import RequestKind, Seat, SeatState
+from plugins.invites.removal import LIVE, request_removal, start_removal
+from plugins.invites.requests import open_request
 from plugins.invites.seats import lock_seat, seat_of, set_state
 from plugins.invites.teams import find_team
 
@@ -17,13 +18,17 @@ def remove_member(session: Session, team: str, email: str, now: datetime | None 
     """Remove a person from a team. The seat is free when the gateway has confirmed it. Return False if the removal has
     begun already.
 
-    Raises BadAddress, UnknownTeam, UnknownMember, or MoveUnderWay.
+    A removal that the gateway has refused is requested again. Raises BadAddress, UnknownTeam, UnknownMember, or
+    MoveUnderWay.
     """
     address, when = normalize(email), at(session, now)
     seat = _lock_member(session, team, address)
-    if seat.state == SeatState.REMOVING:
+    if seat.state != SeatState.REMOVING:
+        start_removal(session, seat, when)
+        return True
+    if any(open_request(session, seat.id, kind) for kind in RequestKind):
         return False
-    start_removal(session, seat, when)
+    request_removal(session, seat, when)
     return True
 
 

@@ -51,8 +51,13 @@ def move_member(session: Session, email: str, from_team: str, to_team: str, now:
 
 
 def new_seat_confirmed(session: Session, move: Move, now: datetime) -> None:
-    """Go on with a move whose new seat the gateway has confirmed: request the removal from the old team."""
+    """Go on with a move whose new seat the gateway has confirmed: request the removal from the old team.
+
+    From now on, the new seat is the answer to the person's wish for a seat.
+    """
     old = session.get_one(Seat, move.from_seat_id)
+    asked = update(Waiting).where(Waiting.seat_id == old.id).values(seat_id=move.to_seat_id, changed_at=now)
+    session.execute(asked)
     _set_state(session, move, MoveState.REMOVING, now)
     if old.state in LIVE:
         start_removal(session, old, now)

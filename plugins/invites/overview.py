@@ -1,4 +1,4 @@
-"""What people look at: requests whose outcome is unknown, with the team that they concern."""
+"""What people look at: requests that are not settled, with the team that they concern."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from plugins.invites.models import Request, RequestState, Seat, Team
+from plugins.invites.models import Request, RequestKind, RequestState, Seat, SeatState, Team
 
 
 @dataclass(frozen=True)
 class UnknownRequest:
-    """A request that was sent, and whose outcome is not known yet. It has no address."""
+    """A request whose outcome is not known yet, or a removal that was refused. It has no address."""
 
     id: UUID
     kind: str
@@ -26,7 +26,13 @@ class UnknownRequest:
 
 
 def unknown_requests(session: Session, limit: int = 1000) -> Sequence[UnknownRequest]:
-    """Return the requests whose outcome is unknown, the oldest first."""
+    """Return the requests whose outcome is unknown, and the removals that the gateway has refused, the oldest first.
+
+    The seat of a refused removal is given to nobody until the removal is requested again.
+    """
+    is_unknown = Request.state.in_([RequestState.SENT, RequestState.UNKNOWN])
+    is_removal = (Request.kind == RequestKind.REMOVE) & (Seat.state == SeatState.REMOVING)
+    is_refused = (Request.state == RequestState.REFUSED) & is_removal
     rows = (
         select(
             Request.id,
@@ -40,7 +46,7 @@ def unknown_requests(session: Session, limit: int = 1000) -> Sequence[UnknownReq
         )
         .join(Seat, Request.seat_id == Seat.id)
         .join(Team, Seat.team_id == Team.id)
-        .where(Request.state.in_([RequestState.SENT, RequestState.UNKNOWN]))
+        .where(is_unknown | is_refused)
         .order_by(Request.changed_at)
         .limit(limit)
     )

@@ -8,14 +8,17 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from plugins.invites import asking, batches, members, moves, overview, teams
+from plugins.invites import asking, batches, members, moves, orphans, overview, teams
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
 Email = Annotated[str, Field(max_length=1000)]
 Limit = Annotated[int, Field(ge=1, le=1000)]
+Id = Annotated[int, Field(ge=1, lt=2**63)]
 After = Annotated[int, Field(ge=0, lt=2**63)]
 #: A call may take ten seconds, so longer lists are for `rota invites import`.
 MOST_LINES = 10_000
+#: Who has decided about an orphan.
+BY = "HTTP"
 
 
 class ShownTeam(BaseModel):
@@ -70,6 +73,21 @@ class ShownRequest(BaseModel):
     changed_at: datetime
 
 
+class ShownOrphan(BaseModel):
+    """A member at the gateway that no record explains."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    team_id: int
+    email: str
+    state: str
+    sightings: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+    decided_by: str | None
+
+
 class Body(BaseModel):
     """The base of bodies: a field that is not known is refused."""
 
@@ -119,6 +137,18 @@ class Begun(BaseModel):
     begun: bool
 
 
+class Kept(BaseModel):
+    """Whether a decision is new. It is false if it was made before."""
+
+    changed: bool
+
+
+class Requested(BaseModel):
+    """The run that does what was requested."""
+
+    run: int
+
+
 class ShownMove(BaseModel):
     """A move that has begun."""
 
@@ -161,6 +191,21 @@ def list_waiting(session: Session, pool: Name | None = None, limit: Limit = 100)
 def list_unknown(session: Session, limit: Limit = 100) -> list[ShownRequest]:
     """Return the requests to the gateway whose outcome is unknown, the oldest first."""
     return [ShownRequest.model_validate(each) for each in overview.unknown_requests(session, limit)]
+
+
+def list_orphans(session: Session) -> list[ShownOrphan]:
+    """Return the members at the gateway that no record explains, the oldest first."""
+    return [ShownOrphan.model_validate(each) for each in orphans.list_orphans(session)]
+
+
+def keep_orphan(session: Session, orphan: Id) -> Kept:
+    """Decide that a member at the gateway stays although no record explains it."""
+    return Kept(changed=orphans.keep_orphan(session, orphan, BY))
+
+
+def remove_orphan(session: Session, orphan: Id) -> Requested:
+    """Remove a member from the gateway that no record explains."""
+    return Requested(run=orphans.remove_orphan(session, orphan, BY))
 
 
 def preview(session: Session, listed: Listed) -> ShownReport:

@@ -28,6 +28,7 @@ from plugins.invites.errors import BadValue
 from plugins.invites.expired import remove_expired
 from plugins.invites.models import Code, Redemption, Request, Seat, Team
 from plugins.invites.outcomes import begin, confirm, leave_unknown, lose, member_joined, no_room
+from plugins.invites.overview import unknown_requests
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +157,12 @@ def test_a_removal_that_is_refused_keeps_the_seat(world):
     world.refuses("remove")
 
     assert (world.states(), world.taken()) == ({"ann": ["removing"]}, {"red": 1})
+    assert [each.kind for each in unknown_requests(world.session)] == ["remove"]
+    assert remove_member(world.session, "red", email("ann"), NOON)
+    assert not remove_member(world.session, "red", email("ann"), NOON)
+    world.session.commit()
+    world.sends("remove")
+    assert (world.states(), unknown_requests(world.session)) == ({"ann": ["freed"]}, [])
 
 
 def test_a_step_that_is_repeated_changes_nothing(world):
@@ -356,6 +363,23 @@ class TestMove:
         moving.sends("remove")
         assert (moving.states(), moving.moves()) == ({"ann": ["freed", "invited"]}, ["done"])
         assert not moving.session.scalars(select(Seat.is_target).where(Seat.is_target)).all()
+
+    def test_the_answer_to_a_person_who_has_moved_is_the_new_seat(self, world):
+        world.team("red", seats=1)
+        code = world.code()
+        world.redeems(code, "ann")
+        world.sends()
+        world.team("blue", seats=1)
+        move_member(world.session, email("ann"), "red", "blue", NOON)
+        world.session.commit()
+
+        answers = [redeem(world.session, code, email("ann"), NOON)]
+        for kind in ("invite", "remove"):
+            world.session.rollback()
+            world.sends(kind)
+            answers.append(redeem(world.session, code, email("ann"), NOON))
+
+        assert [(each.state, each.team) for each in answers] == [("seat", "red"), ("seat", "blue"), ("seat", "blue")]
 
     def test_a_new_team_that_refuses_leaves_the_old_seat(self, moving):
         moving.refuses("invite")

@@ -40,8 +40,10 @@ help:  ## Show this
 run: $(READY)  ## Start everything here, with sample data; Ctrl-C stops it
 	@mkdir -p .rota/uploads .rota/mail
 	@ROTA_MAINTENANCE_UPLOAD_ROOT="$(CURDIR)/.rota/uploads" \
-		ROTA_MAIL_STORE="file://$(CURDIR)/.rota/mail" MAIL_SECRET_SIMULATED=simulated exec $(BIN)/rota up \
-		--also "$(BIN)/python -m plugins.customer_service.simulation" --also "$(BIN)/python -m plugins.mail.simulation"
+		ROTA_MAIL_STORE="file://$(CURDIR)/.rota/mail" MAIL_SECRET_SIMULATED=simulated \
+		ROTA_INVITES_GATEWAY=http://127.0.0.1:9195 INVITES_SIMULATED_MEMBERS="$(CURDIR)/.rota/invites-members" exec $(BIN)/rota up \
+		--also "$(BIN)/python -m plugins.customer_service.simulation" --also "$(BIN)/python -m plugins.mail.simulation" \
+		--also "$(BIN)/python -m plugins.invites.simulation"
 
 check: $(READY)  ## Format, lint, spelling, types and unit tests: quick
 	$(BIN)/ruff format --check .

@@ -106,6 +106,9 @@ class Invites:
             Route("POST", "/teams/{name}/move", "plugins.invites.routes:move", "operator"),
             Route("GET", "/waiting", "plugins.invites.routes:list_waiting", "viewer"),
             Route("GET", "/requests/unknown", "plugins.invites.routes:list_unknown", "viewer"),
+            Route("GET", "/orphans", "plugins.invites.routes:list_orphans", "viewer"),
+            Route("POST", "/orphans/{orphan}/keep", "plugins.invites.routes:keep_orphan", "operator"),
+            Route("POST", "/orphans/{orphan}/remove", "plugins.invites.routes:remove_orphan", "operator"),
             Route("POST", "/batches/preview", "plugins.invites.routes:preview", "operator"),
             Route("POST", "/batches", "plugins.invites.routes:import_list", "operator"),
         ]

@@ -14,7 +14,6 @@ from itertools import count
 from typing import Any
 
 import httpx2
-from plugins.invites.processing import process
 from sqlalchemy import Engine, create_engine, event, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session
@@ -24,6 +23,7 @@ from plugins.invites import add_code, add_team, move_member, redeem
 from plugins.invites.gateway.current import current_gateway
 from plugins.invites.instants import at
 from plugins.invites.models import Move, Request, Seat, SeatState, Team
+from plugins.invites.processing import process
 from plugins.invites.requests import OPEN
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from plugins.invites import add_code, add_team, redeem
-from plugins.invites.models import Move, Request, Seat, SeatState, Team, Waiting
+from plugins.invites.models import Move, Orphan, Request, Seat, SeatState, Team, Waiting
 from plugins.invites.outcomes import begin, confirm, refuse
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -32,6 +32,14 @@ class World:
         code = add_code(self.session, pool, uses=uses, now=NOON, **options)
         self.session.commit()
         return code
+
+    def orphans(self, *names: str) -> None:
+        """Add a team with members at the gateway that no record explains."""
+        team_id = self.team()
+        for name in names:
+            self.session.add(Orphan(team_id=team_id, email=email(name), first_seen_at=NOON, last_seen_at=NOON))
+            self.session.flush()
+        self.session.commit()
 
     def redeems(self, code: str, *names: str, now: datetime = NOON) -> list[str]:
         """Let people redeem a code, one after another. Return the states of their answers."""

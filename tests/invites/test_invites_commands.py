@@ -72,6 +72,23 @@ def test_requests_of_unknown_outcome_are_listed_without_addresses(rota, world):
     assert "ann" not in listed
 
 
+def test_orphans_are_listed_kept_and_removed(rota, world):
+    assert rota("orphans").stdout == "no orphans\n"
+    world.orphans("eve", "fay")
+
+    assert [each["email"] for each in json.loads(rota("orphans", "--json").stdout)] == [
+        "eve@example.org",
+        "fay@example.org",
+    ]
+    assert rota("keep-orphan", "1").stdout == "orphan 1 stays\n"
+    assert rota("keep-orphan", "1").stdout == "that orphan 1 stays was decided already\n"
+    assert rota("remove-orphan", "2", input="n\n").exit_code == 1
+    assert world.runs("detect-orphan-users") == []
+    assert rota("remove-orphan", "2", "--yes").stdout.endswith(" removes orphan 2\n")
+    assert len(world.runs("detect-orphan-users")) == 1
+    assert "unknown orphan 3" in rota("keep-orphan", "3").stderr
+
+
 def test_an_import_shows_what_will_happen_and_asks(rota, world, tmp_path):
     world.team(seats=1)
     people = tmp_path / "people.txt"

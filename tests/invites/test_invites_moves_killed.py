@@ -1,6 +1,6 @@
 """A move that is cut by kill -9 at any point: the person has a seat at every moment, and one seat at the end.
 
-INVITES_EVERY=1 kills at every point; the size for CI is every 25th.
+INVITES_EVERY=1 kills at every point; the size for CI is every 80th.
 """
 
 import os
@@ -13,7 +13,7 @@ import pytest
 from tests.support.fleet import ROOT
 from tests.support.simulated_gateway import gateway_process
 
-EVERY = int(os.environ.get("INVITES_EVERY", "25"))
+EVERY = int(os.environ.get("INVITES_EVERY", "80"))
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(900)]
 
 

@@ -57,6 +57,17 @@ def test_requests_of_unknown_outcome_are_shown_without_addresses(client, world):
     assert "ann" not in listed.text
 
 
+def test_orphans_are_listed_kept_and_removed(client, world):
+    world.orphans("eve", "fay")
+
+    assert [each["email"] for each in client.get(f"{BASE}/orphans").json()] == [email("eve"), email("fay")]
+    assert client.post(f"{BASE}/orphans/1/keep").json() == {"changed": True}
+    run_id = client.post(f"{BASE}/orphans/2/remove").json()["run"]
+    assert [each["state"] for each in client.get(f"{BASE}/orphans").json()] == ["kept", "confirmed"]
+    assert (run_id > 0, len(world.runs("detect-orphan-users"))) == (True, 1)
+    assert client.post(f"{BASE}/orphans/3/keep").status_code == 404
+
+
 def test_a_list_is_previewed_and_imported(client, world):
     world.team(seats=1)
     body = {"pool": "club", "emails": [email("ann"), "broken", email("bob")], "days": 3}

@@ -99,14 +99,20 @@ class Invites:
     @hookimpl
     def register_routes(self) -> list[Route]:
         return [
-            Route("GET", "/teams", "plugins.invites.routes:list_teams", "viewer"),
-            Route("GET", "/teams/{name}/seats", "plugins.invites.routes:list_seats", "viewer"),
+            Route("GET", "/teams", "plugins.invites.routes:list_teams", "viewer", "Teams"),
+            Route("GET", "/teams/{name}", "plugins.invites.routes:list_seats", "viewer", "Seats"),
             Route("POST", "/teams/{name}/seats", "plugins.invites.routes:set_seats", "operator"),
             Route("POST", "/teams/{name}/remove", "plugins.invites.routes:remove", "operator"),
             Route("POST", "/teams/{name}/move", "plugins.invites.routes:move", "operator"),
-            Route("GET", "/waiting", "plugins.invites.routes:list_waiting", "viewer"),
-            Route("GET", "/requests/unknown", "plugins.invites.routes:list_unknown", "viewer"),
-            Route("GET", "/orphans", "plugins.invites.routes:list_orphans", "viewer"),
+            Route("GET", "/waiting", "plugins.invites.routes:list_waiting", "viewer", "Waiting list"),
+            Route(
+                "GET",
+                "/requests/unknown",
+                "plugins.invites.routes:list_unknown",
+                "viewer",
+                "Requests of unknown outcome",
+            ),
+            Route("GET", "/orphans", "plugins.invites.routes:list_orphans", "viewer", "Orphans"),
             Route("POST", "/orphans/{orphan}/keep", "plugins.invites.routes:keep_orphan", "operator"),
             Route("POST", "/orphans/{orphan}/remove", "plugins.invites.routes:remove_orphan", "operator"),
             Route("POST", "/batches/preview", "plugins.invites.routes:preview", "operator"),

@@ -37,6 +37,7 @@ def adds(world, client, settled=AT_ONCE):
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(900)
 def test_the_sum_is_exact_although_syncers_are_killed_at_every_point(world, redis_url):
     for _ in range(CODES):
         world.code()

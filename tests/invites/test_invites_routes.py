@@ -5,6 +5,7 @@ from invites_world import NOON, check, email
 from pydantic import SecretStr
 
 from plugins.invites.outcomes import begin
+from tests.support.pages import BROWSER, read
 from tests.support.web import serving
 
 BASE, TOKEN = "/api/v1/plugins/invites", "x" * 32
@@ -23,11 +24,22 @@ def test_teams_seats_and_those_who_wait_are_listed(client, world):
 
     [team] = client.get(f"{BASE}/teams").json()
     assert (team["name"], team["seats"], team["taken"]) == ("red", 1, 1)
-    [seat] = client.get(f"{BASE}/teams/red/seats").json()
+    [seat] = client.get(f"{BASE}/teams/red").json()
     assert (seat["email"], seat["state"]) == (email("ann"), "reserved")
-    assert client.get(f"{BASE}/teams/red/seats?after={seat['id']}").json() == []
+    assert client.get(f"{BASE}/teams/red?after={seat['id']}").json() == []
     assert [each["email"] for each in client.get(f"{BASE}/waiting?pool=club").json()] == [email("bob")]
-    assert client.get(f"{BASE}/teams/blue/seats").status_code == 404
+    assert client.get(f"{BASE}/teams/blue").status_code == 404
+
+
+def test_teams_seats_and_those_who_wait_have_pages(client, world):
+    world.team(seats=1)
+    world.redeems(world.code(), "ann", "bob")
+
+    teams = read(client.get("/plugins/invites/teams", headers=BROWSER))
+    assert "/plugins/invites/teams/red" in teams.links
+    assert email("ann") in read(client.get("/plugins/invites/teams/red", headers=BROWSER)).text
+    assert email("bob") in read(client.get("/plugins/invites/waiting", headers=BROWSER)).text
+    assert {"/plugins/invites/orphans", "/plugins/invites/requests/unknown"} <= {*teams.links}
 
 
 def test_seats_are_changed_and_members_moved_and_removed(client, world):

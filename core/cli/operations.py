@@ -15,7 +15,7 @@ from core.operations import plans
 from core.operations.plans import Operation
 from core.operations.wording import local, local_zone
 
-#: How many of the runs that were left out are listed without ``--all``.
+#: How many of the items that were left out are listed without ``--all``.
 FIRST = 20
 #: The person who looks at operations. Everybody who may use the database may see all operations.
 LOOKING = Actor("", via="cli")
@@ -28,7 +28,7 @@ LOOKING = Actor("", via="cli")
 @as_json
 @click.pass_context
 def operations(ctx: click.Context, most: int, as_json: bool) -> None:
-    """List the operations that change many runs in the background, newest first.
+    """List the operations that change many runs or clean up Redis in the background, newest first.
 
     They were planned and confirmed over HTTP, or by `rota orphans clean`.
 
@@ -66,10 +66,10 @@ def row(found: Operation) -> tuple[str, ...]:
 
 @operations.command()
 @click.argument("operation_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
-@click.option("--all", "is_all", is_flag=True, help="List all runs that were left out, and not only the first 20.")
+@click.option("--all", "is_all", is_flag=True, help="List all items that were left out, and not only the first 20.")
 @as_json
 def show(operation_id: int, is_all: bool, as_json: bool) -> None:
-    """Show the progress of an operation, and the first 20 of the runs that it left out, with the reasons.
+    """Show the progress of an operation, and the first 20 of the items that it left out, with the reasons.
 
     \b
       rota operations show 12
@@ -97,7 +97,7 @@ def show(operation_id: int, is_all: bool, as_json: bool) -> None:
 @click.argument("operation_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
 @by_option
 def cancel(operation_id: int, by: Actor) -> None:
-    """Cancel an operation. Runs that it has changed stay changed, and the others are left as they are."""
+    """Cancel an operation. Items that it has changed stay changed, and the others are left as they are."""
     with ledger() as engine, engine.begin() as connection:
         found = plans.cancel(connection, operation_id, by)
     say(f"cancelled after {found.changed} of {found.total}")

@@ -83,7 +83,7 @@ def hashed(secret: str) -> str:
 def insert(connection: Connection, kind: Kind, name: str, rights: Rights, *, lasting: timedelta, by: str) -> str | None:
     """Make a secret, which is valid when the caller's transaction commits, and return it.
 
-    Return None if a token has that name.
+    Return None if there is a token with this name.
     """
     secret = new_secret(kind)
     row = {

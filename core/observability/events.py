@@ -701,7 +701,8 @@ class OperationConfirmed(Event):
 
 @event("operation.finished", INFO, "operation {operation} is done: {action}, {changed} changed, {left_out} left out")
 class OperationFinished(Event):
-    """All runs of an operation were changed, or left as they are since they were no longer as planned."""
+    """All items of an operation (runs, or leftovers in Redis) were changed, or left as they are since they were no
+    longer as planned."""
 
     operation: int
     action: str
@@ -722,7 +723,7 @@ class OperationStopped(Event):
 
 @event("operation.cancelled", INFO, "{by} cancelled operation {operation} after {changed} of {items}")
 class OperationCancelled(Event):
-    """A person has cancelled an operation. The runs that it has changed stay changed."""
+    """A person has cancelled an operation. The items that it has changed stay changed."""
 
     operation: int
     action: str
@@ -937,7 +938,7 @@ class RecoveryInterrupted(Event):
     error: str
 
 
-@event("recovery.failed", ERROR, "the recovery of runs failed, and continues")
+@event("recovery.failed", ERROR, "recovering the runs of dead processes failed; trying again")
 class RecoveryFailed(Event):
     """The thread that recovers the runs of dead processes had an error of its own, and continues. Please report the
     error.

@@ -188,7 +188,7 @@ def leftovers_removed(kind: str, count: int) -> None:
 
 
 def operation_items(action: str, changed: int, left_out: int) -> None:
-    """Count the runs that an operation has changed and left out."""
+    """Count the items that an operation has changed and left out."""
     for outcome, count in (("changed", changed), ("left out", left_out)):
         _metrics().operations.labels(action, outcome).inc(count)
 

@@ -96,7 +96,7 @@ def listed(
 
 @router.get("/operations/{plan_id}", tags=["Operations"])
 def operation(plan_id: PlanId, connection: Reading, caller: Caller) -> Operation:
-    """Return an operation: its progress, and the numbers of runs that it left out, by reason."""
+    """Return an operation: its progress, and the numbers of items that it left out, by reason."""
     return plans.one(connection, plan_id, caller)
 
 
@@ -104,11 +104,11 @@ def operation(plan_id: PlanId, connection: Reading, caller: Caller) -> Operation
 def left_out(
     plan_id: PlanId, connection: Reading, caller: Caller, after: Annotated[int, Query(ge=0, lt=2**31)] = 0
 ) -> LeftOutPage:
-    """Return the runs that the operation left out, each with the reason."""
+    """Return the items (runs, or leftovers in Redis) that the operation left out, each with the reason."""
     return plans.left_out(connection, plan_id, caller, after=after)
 
 
 @router.post("/operations/{plan_id}/cancel", tags=["Operations"])
 def cancel(plan_id: PlanId, connection: Changing, caller: Caller) -> Operation:
-    """Cancel an operation. Runs that were changed stay changed, and the other runs are left as they are."""
+    """Cancel an operation. Items that were changed stay changed, and the others are left as they are."""
     return plans.cancel(connection, plan_id, caller)

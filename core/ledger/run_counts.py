@@ -32,11 +32,11 @@ NEVER_STARTED = -1
 #: The number of classes in which the duration doubles.
 PER_DOUBLING = 2
 
-#: Where to go on: a while before the newest count or, if nothing has been counted, at the first run that has ended.
+#: The newest minute that has been counted, the first and the last end of a run, and the end of the minutes to count.
 BEGIN = text("""
-    SELECT coalesce((SELECT max(minute) + interval '1 minute' - CAST(:again AS interval) FROM rota_run_counts),
-                    (SELECT date_trunc('minute', finished_at) FROM rota_runs WHERE finished_at IS NOT NULL
-                     ORDER BY finished_at LIMIT 1)) AS since,
+    SELECT (SELECT max(minute) FROM rota_run_counts) AS newest,
+           (SELECT finished_at FROM rota_runs WHERE finished_at IS NOT NULL ORDER BY finished_at LIMIT 1) AS first,
+           (SELECT finished_at FROM rota_runs WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1) AS last,
            date_trunc('minute', statement_timestamp() - CAST(:settled AS interval)) AS until
 """)
 #: The minute after which about ``:batch`` runs have ended, and the minute of the next run that has ended.
@@ -49,7 +49,7 @@ AHEAD = text("""
 FORGET = text("DELETE FROM rota_run_counts WHERE minute >= :since AND minute < :until")
 COUNT = text(f"""
     INSERT INTO rota_run_counts (job, minute, outcome, took, runs, took_ms)
-    SELECT job, date_trunc('minute', finished_at),
+    SELECT job, date_trunc(:unit, finished_at),
            CASE WHEN state = 'dead' AND {IS_WITHDRAWN} THEN reason ELSE state END,
            CASE WHEN ms IS NULL THEN {NEVER_STARTED}
                 ELSE CAST(floor({PER_DOUBLING} * ln(greatest(ms, 1)) / ln(2)) AS smallint) END,
@@ -83,21 +83,39 @@ OF_JOB = text("""
 
 
 def count(session: Session, *, checkpoint: Callable[[dict[str, int]], None]) -> int:
-    """Count the runs that have ended since the last call, in batches. Return how many."""
-    begin = session.execute(BEGIN, {"again": AGAIN, "settled": SETTLED}).one()
-    if begin.since is None:
+    """Count the runs that have ended since the last call, in batches. Return how many.
+
+    The first call counts the whole history, and what is old in it by the hour.
+    """
+    found = session.execute(BEGIN, {"settled": SETTLED}).one()
+    if found.first is None:
         return 0
-    counted, place = 0, begin.since
+    old_until = settled_hour(found.until, found.last)
+    begin = place = beginning(found.newest, found.first, old_until)
+    counted = 0
     while (ahead := session.execute(AHEAD, {"since": place, "batch": BATCH}).one()).first is not None:
-        place = max(place, ahead.first)
-        if place >= begin.until:
+        place = max(place, hour_of(ahead.first) if ahead.first < old_until else ahead.first)
+        if place >= found.until:
             break
-        until = next_place(place, ahead.full, begin.until)
-        counted += recount(session, place, until)
+        is_old = place < old_until and place == hour_of(place)
+        until = place + LONGEST if is_old else next_place(place, ahead.full, found.until)
+        counted += recount(session, place, until, "hour" if is_old else "minute")
         checkpoint({"counted": counted})
         place = until
-    sum_up(session, begin.since, begin.until)
+    sum_up(session, begin, found.until)
     return counted
+
+
+def beginning(newest: datetime | None, first: datetime, old_until: datetime) -> datetime:
+    """Return where to begin: a while before the newest count or, if nothing has been counted, at the first run.
+
+    If the newest count is old and of an hour, a count of the history was interrupted there. It goes on by the hour.
+    """
+    if newest is None:
+        return hour_of(first) if first < old_until else first.replace(second=0, microsecond=0)
+    if newest < old_until and newest == hour_of(newest):
+        return newest
+    return newest + timedelta(minutes=1) - AGAIN
 
 
 def next_place(place: datetime, full: datetime | None, end: datetime) -> datetime:
@@ -105,24 +123,30 @@ def next_place(place: datetime, full: datetime | None, end: datetime) -> datetim
     return min(place + LONGEST, max(full or end, place + timedelta(minutes=1)), end)
 
 
-def recount(session: Session, since: datetime, until: datetime) -> int:
-    """Count the runs that ended in a span. Return how many."""
+def recount(session: Session, since: datetime, until: datetime, unit: str = "minute") -> int:
+    """Count the runs that ended in a span, by the minute or by the hour. Return how many."""
     session.execute(FORGET, {"since": since, "until": until})
-    session.execute(COUNT, {"since": since, "until": until})
+    session.execute(COUNT, {"since": since, "until": until, "unit": unit})
     query = text("SELECT coalesce(sum(runs), 0) FROM rota_run_counts WHERE minute >= :since AND minute < :until")
     return int(session.execute(query, {"since": since, "until": until}).scalar_one())
 
 
 def sum_up(session: Session, since: datetime, now: datetime) -> None:
-    """Sum up the counts that have become old, by the hour. ``since`` is where the counting began.
-
-    The newest minutes stay as they are, however old they are, since they will be counted again.
-    """
+    """Sum up the counts that have become old, by the hour. ``since`` is where the counting began."""
     last = session.execute(LAST).scalar_one()
     if last is None:
         return
-    until = hour_of(min(now - BY_MINUTE, last - AGAIN - timedelta(minutes=1)))
+    until = settled_hour(now, last - timedelta(minutes=1))
     session.execute(SUM_UP, {"since": min(since, until) - timedelta(days=1), "until": until})
+
+
+def settled_hour(now: datetime, last: datetime) -> datetime:
+    """Return the hour up to which counts are kept by the hour.
+
+    The minutes before ``last``, the newest minute with a run, are kept by the minute, however old they are, since they
+    will be counted again.
+    """
+    return hour_of(min(now - BY_MINUTE, last - AGAIN))
 
 
 def hour_of(instant: datetime) -> datetime:

@@ -126,21 +126,44 @@ def test_a_long_history_is_counted_in_batches(database, ended, statistics, began
     assert statistics(since="1h")["total"]["succeeded"] == 18
 
 
-def test_old_counts_are_summed_up_by_the_hour(ended, count, ledger, statistics):
+@pytest.mark.parametrize("is_counted_before", [False, True])
+def test_old_runs_are_counted_by_the_hour(ended, count, ledger, statistics, is_counted_before):
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=5)
+    if is_counted_before:
+        ended(hour - timedelta(hours=5))
+        count()
     for minute in (1, 2, 59):
         ended(hour + minute * MINUTE, 2)
     ended(hour + timedelta(hours=2))
     count()
     count()
 
-    assert [(row.minute, row.runs) for row in ledger.rows("SELECT * FROM rota_run_counts ORDER BY minute")] == [
+    rows = ledger.rows("SELECT * FROM rota_run_counts WHERE minute >= :hour ORDER BY minute", hour=hour)
+    assert [(row.minute, row.runs) for row in rows] == [
         (hour, 6),
         (hour + timedelta(hours=2), 1),
     ]
     found = statistics(since="6d")
     assert found["step_seconds"] >= 3600
-    assert found["total"]["succeeded"] == 7
+    assert found["total"]["succeeded"] == 7 + is_counted_before
+
+
+def test_a_count_of_the_history_that_was_interrupted_goes_on(database, ended, count, statistics):
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=5)
+    for minute in (58, 59, 60, 61, 119, 120, 180, 60 * 24):
+        ended(hour + minute * MINUTE)
+
+    def interrupt(progress):
+        session.commit()
+        if progress["counted"] > 4:
+            raise RuntimeError("killed")
+
+    with Session(database) as session, pytest.raises(RuntimeError):
+        run_counts.count(session, checkpoint=interrupt)
+    count()
+    count()
+
+    assert statistics(since="6d")["total"]["succeeded"] == 8
 
 
 def test_old_minutes_that_are_counted_again_are_not_summed_up_before(ended, count, statistics):

@@ -1,7 +1,6 @@
 """A list of people with duplicates and broken lines: each such line is reported, and the rest is invited."""
 
 import os
-import time
 
 import pytest
 from invites_world import NOON, check, email
@@ -71,7 +70,7 @@ def test_a_list_that_is_too_long_or_has_a_bad_pool_changes_nothing(world, monkey
         invite_many(world.session, [email("ann")], "club", NOON, days=0)
 
 
-def test_a_long_list_with_duplicates_and_broken_lines(world, record_property):
+def test_a_long_list_with_duplicates_and_broken_lines(world):
     """Every tenth line repeats the line before, and every seventh of the others is broken."""
     lines = []
     for number in range(1, LINES + 1):
@@ -81,11 +80,9 @@ def test_a_long_list_with_duplicates_and_broken_lines(world, record_property):
         )
     people = [line for number, line in enumerate(lines, start=1) if "@" in line and number % 10]
     add_team(world.session, "red", pool="club", seats=len(people) - 10, now=NOON)
-    started = time.monotonic()
 
     report = invite_many(world.session, lines, "club", NOON)
     world.session.commit()
-    record_property("seconds", round(time.monotonic() - started, 1))
 
     assert report.seats == min(1000, len(people) - 10)
     assert (report.waiting + report.seats, len(report.problems)) == (len(people), LINES - len(people))

@@ -17,6 +17,8 @@ JOBS ?= 3
 # How many times a failed test is run again. 0 here, so that a flaky test is seen and mended; .ci/run has 1, and lists such tests.
 RERUNS ?= 0
 AGAIN = $(if $(filter-out 0,$(RERUNS)),--reruns $(RERUNS) --rerun-show-tracebacks --max-suite-reruns 10)
+# A process that has no test left takes some of another. Until then the tests of a file stay in one process, with what they share.
+SHARED = --dist worksteal $(AGAIN)
 # The environment of `make lowest`.
 LOWEST := .venv-lowest
 # The integration tests of `make lowest`: those of what the dependencies do for us. The others are about time, crashes and races.
@@ -50,18 +52,18 @@ check: $(READY)  ## Format, lint, spelling, types and unit tests: quick
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n $(JOBS) $(AGAIN) tests/unit
+	$(BIN)/python -m pytest -q $(SHARED) -n $(JOBS) tests/unit
 
 test: check integration conformance crash faults  ## All tests that need nothing but Python
 
 integration: $(READY)  ## All tests but those of the other targets
-	$(BIN)/python -m pytest -q -n $(JOBS) $(AGAIN) -m "not crash" --ignore=tests/unit --ignore=tests/servers
+	$(BIN)/python -m pytest -q $(SHARED) -n $(JOBS) -m "not crash" --ignore=tests/unit --ignore=tests/servers
 
 conformance: $(READY)  ## Run Dramatiq's own tests of its Redis broker against ours
 	$(BIN)/python -m tests.conformance
 
 crash: $(READY)  ## Kill, stop and cut off real processes
-	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -n $(JOBS) $(AGAIN) --dist worksteal -m crash $(CRASHING)
+	CRASH_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q $(SHARED) -n $(JOBS) -m crash $(CRASHING)
 
 faults: $(READY)  ## Inject faults by a seed for SECONDS=180, and check every run
 	$(BIN)/python -m tests.faults --seconds $(SECONDS)
@@ -70,11 +72,11 @@ lowest: $(READY)  ## Run unit tests and chosen integration tests with the lowest
 	@mkdir -p $(LOWEST)
 	@$(BIN)/python .ci/lowest.py > $(LOWEST)/constraints.txt
 	@$(MAKE) --no-print-directory VENV=$(LOWEST) CONSTRAINTS=$(LOWEST)/constraints.txt $(LOWEST)/.ready
-	$(LOWEST)/bin/python -m pytest -q -n $(JOBS) $(AGAIN) tests/unit $(DEPENDENT)
+	$(LOWEST)/bin/python -m pytest -q $(SHARED) -n $(JOBS) tests/unit $(DEPENDENT)
 
 servers: $(READY)  ## Run the tests that need PostgreSQL, Redis, PgBouncer, Dovecot, nginx and Prometheus of the system's packages
 	@$(BIN)/python -m tests.servers $(SERVERS)
-	$(BIN)/python -m pytest -q -n $(if $(filter given,$(SERVERS)),0,$(JOBS)) $(AGAIN) --servers=$(SERVERS) tests/servers $(SERVED)
+	$(BIN)/python -m pytest -q $(SHARED) -n $(if $(filter given,$(SERVERS)),0,$(JOBS)) --servers=$(SERVERS) tests/servers $(SERVED)
 
 bench: $(READY)  ## Measure, against bare Dramatiq on the same servers
 	$(BIN)/python -m benchmarks

@@ -6,12 +6,16 @@ import pty
 import re
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 from click.testing import CliRunner
 
 from core import every, job
 from core.cli import main
+from tests.support.forked import BIN, Forked
 
 HOSTILE = "\x1b]52;c;cm0gLXJm\x07\x1b[2J\u202e\x9b31m\n"
 PROGRAM = "from core.cli import main; main(prog_name='rota')"
@@ -45,20 +49,30 @@ def rota():
 
 def on_terminal(columns, *words):
     """Return the output of a command on a terminal of this width."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.environ["COLUMNS"] = str(columns)
-        os.execv(sys.executable, [*ROTA, *words])
-    written = b""
-    try:
-        while chunk := os.read(terminal, 65536):
-            written += chunk
-    except OSError:  # Linux reports the end of a terminal by this error
-        pass
-    finally:
-        os.close(terminal)
-        os.waitpid(child, 0)
+    ours, theirs = pty.openpty()
+    with open(ours, "rb", buffering=0) as read, open(theirs, "r+b", buffering=0) as terminal:
+        command = forked(*words, output=terminal, source=terminal, COLUMNS=str(columns))
+        terminal.close()
+        written = b""
+        with suppress(OSError):  # Linux reports the end of a terminal by this error
+            while chunk := read.read(65536):
+                written += chunk
+    command.wait(60)
     return written.decode()
+
+
+def piped(*words):
+    """Return the output of a command whose output is a file."""
+    with TemporaryFile() as output:
+        forked(*words, output=output).wait(60)
+        output.seek(0)
+        return output.read().decode()
+
+
+def forked(*words, output, source=None, **environ):
+    """Start a command in this folder."""
+    environ = {**os.environ, **environ}
+    return Forked([str(BIN / "rota"), *words], environ=environ, cwd=Path.cwd(), output=output, source=source)
 
 
 @pytest.fixture
@@ -88,11 +102,10 @@ def hostile(ledger, database):
 def test_what_strangers_wrote_is_shown_and_not_obeyed(hostile, ledger, words):
     words = [ledger.value("SELECT queued_at FROM rota_runs").isoformat() if word == "NOW" else word for word in words]
 
-    piped = subprocess.run([*ROTA, *words], capture_output=True, text=True, check=False)
     written = on_terminal(400, *words)
 
     ours = re.compile(r"\x1b\[\d*m")  # colours and underlines
-    for said in (piped.stdout + piped.stderr, ours.sub("", written).replace("\r\n", "\n")):
+    for said in (piped(*words), ours.sub("", written).replace("\r\n", "\n")):
         assert "\\x1b]52;c;cm0gLXJm\\x07\\x1b[2J\\u202e\\x9b31m" in said
         assert set(said).isdisjoint("\x1b\x07\u202e\x9b")
 
@@ -115,7 +128,7 @@ def test_a_row_is_a_line_on_a_terminal_and_names_are_whole(ledger, columns, word
     assert all(len(line) <= columns for line in shown)
     if words == ["jobs"]:
         assert sum(line.startswith(f"{name}  ") for line in shown) == 1
-        jobs = json.loads(subprocess.run([*ROTA, "jobs", "--json"], capture_output=True, text=True, check=True).stdout)
+        jobs = json.loads(piped("jobs", "--json"))
         assert len([line for line in shown if not line.startswith("no room")]) == 1 + len(jobs)
     if words == ["runs"]:
         assert sum(f"  {name}  " in line for line in shown) == 3

@@ -31,14 +31,22 @@ def can_be_forked(program: str) -> bool:
 class Forked:
     """A running command, with the part of ``subprocess.Popen`` that tests use. It leads a session of its own."""
 
-    def __init__(self, words: Sequence[str], *, environ: Mapping[str, str], cwd: Path, output: IO[bytes]) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        cwd: Path,
+        output: IO[bytes],
+        source: IO[bytes] | None = None,
+    ) -> None:
         self.args = list(words)
         self.returncode: int | None = None
         self._lock = threading.Lock()
         self._answers, answering = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         asked = json.dumps({"words": self.args, "environ": dict(environ), "cwd": str(cwd)}).encode()
         with answering, open(os.devnull, "rb") as nothing, _asking:
-            files = [answering, nothing, output, output]
+            files = [answering, source or nothing, output, output]
             socket.send_fds(_preloader(), [asked], [file.fileno() for file in files])
         self.pid = int(self._answers.recv(64))
 

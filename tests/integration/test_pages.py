@@ -355,6 +355,17 @@ class TestRun:
         assert "all its 4 attempts failed; the last error: Boom: no answer" in text
         assert "region" in text
 
+    def test_large_values_are_shown_in_part(self, client, operator, ledger):
+        """Arguments of 64 KiB, and an error of 2,000 characters without a space."""
+        run = dead(
+            ledger, args={"region": "r" * 65_000}, error="e" * 2000, key="k" * 500, finished_at=datetime.now(UTC)
+        )
+
+        answers = [client.get(path, headers=operator) for path in ("/", "/runs", "/failures", f"/runs/{run}")]
+
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert max(len(answer.content) for answer in answers) < 40_000
+
     def test_a_viewer_sees_no_arguments(self, client, database, ledger):
         run = dead(ledger, args={"region": "atlantis"})
 

@@ -5,13 +5,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from plugins.invites.gateway import (
     Address,
@@ -32,6 +28,7 @@ from plugins.invites.gateway import (
 from plugins.invites.gateway.connection import LONGEST_ANSWER
 from plugins.invites.gateway.http import HttpGateway
 from plugins.invites.gateway.simulated.faults import KINDS
+from tests.support.certificates import self_signed
 from tests.support.eventually import eventually
 from tests.support.simulated_gateway import GatewayProcess, gateway_process
 
@@ -300,7 +297,7 @@ class TestAddress:
 def encrypted(tmp_path_factory) -> Iterator[GatewayProcess]:
     """Yield a gateway whose certificate is for another host, and signed by nobody that this machine trusts."""
     file = tmp_path_factory.mktemp("tls") / "gateway.pem"
-    file.write_bytes(certificate("other.example.org"))
+    file.write_bytes(b"".join(self_signed("other.example.org")))
     with gateway_process("--certificate", str(file)) as running:
         running.ca_file = file
         yield running
@@ -328,28 +325,6 @@ class TestCertificates:
 
         assert isinstance(found, NotSent)
         assert "does not speak TLS on this port" in found.why
-
-
-def certificate(host: str) -> bytes:
-    """Return a certificate that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return made.public_bytes(serialization.Encoding.PEM) + private
 
 
 def test_neither_addresses_nor_the_token_are_logged(process, gateway, team, caplog):

@@ -12,6 +12,8 @@ from plugins.invites import invite_many, remove_member
 from plugins.invites.gateway_jobs import limited_jobs
 from plugins.invites.outcomes import begin
 from plugins.invites.settings import InvitesSettings
+from tests.support.certificates import self_signed
+from tests.support.simulated_gateway import gateway_process
 
 AN_HOUR = timedelta(hours=1)
 
@@ -186,6 +188,24 @@ def test_a_wrong_setting_costs_nobody_the_seat(office: Office, configure, settin
     assert told in run.error
     assert office.requests()[0][1] == "new"
     configure(gateway=office.server.url, gateway_token="sesame-token")
+    assert [each.result["outcome"] for each in office.sends()] == ["confirmed"]
+
+
+def test_a_gateway_with_a_wrong_certificate_costs_nobody_the_seat(office: Office, configure, tmp_path):
+    office.team()
+    office.redeems("ann")
+    file = tmp_path / "gateway.pem"
+    file.write_bytes(b"".join(self_signed("other.example.org")))
+    with gateway_process("--certificate", str(file)) as encrypted:
+        configure(gateway=encrypted.url)
+
+        (run,) = office.sends()
+
+    assert run.error.startswith("RequestNotSent: the certificate of the gateway https://127.0.0.1:")
+    assert "is not valid: self-signed certificate; give the host's own name" in run.error
+    assert office.requests()[0][1] == "new"
+    assert office.world.states() == {"ann": ["inviting"]}
+    configure(gateway=office.server.url)
     assert [each.result["outcome"] for each in office.sends()] == ["confirmed"]
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-#: So many ids before and after the place that was found may belong to the time, too.
+#: Ids are not quite in the order of time: up to this many ids on each side of a place may belong to the span too.
 MARGIN = 10_000
 
 SEARCH = text("""

@@ -89,7 +89,8 @@ def client() -> Client:
 def count_redemption(code_id: int, redis: "Client | None" = None) -> None:
     """Count a redemption. Call it after the transaction of ``redeem`` has been committed, with its ``code_id``.
 
-    If Redis cannot be reached, its error is raised. It may be ignored, since the count is corrected later.
+    Raises redis.RedisError if Redis cannot be reached. The caller may ignore the error, since the count is corrected
+    later.
     """
     (redis or client()).hincrby(LIVE, str(code_id), 1)
 

@@ -71,7 +71,7 @@ def open_team(session: Session, name: str, now: datetime | None = None) -> bool:
 
 
 def find_team(session: Session, name: str) -> Team:
-    """Return the team of that name. Raises UnknownTeam."""
+    """Return the team ``name``. Raises UnknownTeam."""
     team = session.scalars(select(Team).where(Team.name == name)).one_or_none()
     if team is None:
         raise UnknownTeam(name)

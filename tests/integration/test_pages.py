@@ -398,7 +398,7 @@ class TestPlans:
         assert "Retry 2 runs?" in read(shown).text
         assert shown.url.path.startswith("/plans/")
         assert done.url.path.startswith("/operations/")
-        assert "0 changed, 0 fell out, 2 remain" in read(done).text
+        assert "0 changed, 0 left out, 2 remain" in read(done).text
         assert ledger.value("SELECT count(*) FROM rota_runs WHERE job = 'carry-out-operation'") == 1
 
     def test_a_plan_of_a_cancel_needs_its_phrase(self, client, operator, ledger):

@@ -99,5 +99,5 @@ def may_cancel(page: pages.Page, found: Operation) -> bool:
 def cancel(plan_id: PlanId, page: Shown, connection: Changing) -> Response:
     """Cancel an operation, and show it."""
     found = plans.cancel(connection, plan_id, page.caller)
-    said = f"Operation {plan_id} is cancelled: {found.changed} of {found.total} are changed, and stay so."
+    said = f"Operation {plan_id} is cancelled: {found.changed} of {found.total} are changed, and stay changed."
     return page.back(page.place(f"/operations/{plan_id}"), said)

@@ -21,7 +21,7 @@ MOST_GROUPS = 100
 #: The most characters of an error by which a plan selects runs.
 LONGEST_FRAGMENT = 200
 #: Parts of an error that differ from run to run: numbers, and texts in quotes.
-VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\d+", re.IGNORECASE)
+VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|\d+")
 
 
 class Failure(Shape):
@@ -54,14 +54,14 @@ def grouped(connection: Connection, registry: Registry, lasting: timedelta, view
     """Return the groups of dead runs that ended within ``lasting`` before now. A retried run is no longer dead."""
     since = history.now(connection) - lasting
     found = failures.newest(connection, since=since, jobs=view.jobs, most=MOST_RUNS)
-    groups: dict[str, list[Row[Any]]] = {}
+    groups: dict[tuple[str, str, str], list[Row[Any]]] = {}
     for run in found:
-        groups.setdefault(fingerprint(run), []).append(run)
+        groups.setdefault(kind(run), []).append(run)
     largest = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))[:MOST_GROUPS]
     hiding = redactor(connection, registry, view)
     newest = failures.whole(connection, [runs[0].id for _, runs in largest])
     errors = {run_id: hiding.run(run).error for run_id, run in newest.items()}
-    items = [shape(name, runs, errors.get(runs[0].id)) for name, runs in largest]
+    items = [shape(fingerprint(*which), runs, errors.get(runs[0].id)) for which, runs in largest]
     return Failures(items=items, looked_at=len(found), is_complete=len(found) < MOST_RUNS)
 
 
@@ -87,7 +87,11 @@ def fragment(error: str | None) -> str | None:
     return longest[:LONGEST_FRAGMENT] or None
 
 
-def fingerprint(run: Row[Any]) -> str:
-    """Return a hash of the job, the reason and the first line of the error without the parts that vary."""
-    line = VARYING.sub("…", (run.error or "").partition("\n")[0])
-    return hashlib.sha256(f"{run.job}\0{run.reason}\0{line}".encode(errors="replace")).hexdigest()[:16]
+def kind(run: Row[Any]) -> tuple[str, str, str]:
+    """Return the job, the reason and the first line of the error without the parts that vary."""
+    return run.job, str(run.reason), VARYING.sub("…", (run.error or "").partition("\n")[0])
+
+
+def fingerprint(job: str, reason: str, line: str) -> str:
+    """Return a hash of the kind of failures."""
+    return hashlib.sha256(f"{job}\0{reason}\0{line}".encode(errors="replace")).hexdigest()[:16]

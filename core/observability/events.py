@@ -1311,6 +1311,14 @@ class WebFailed(Event):
     request: str
 
 
+@event("web.watch_failed", WARNING, "live pages wait until the ledger can be read again: {error}")
+class WebWatchFailed(Event):
+    """The watcher of the live pages could not read the ledger. It tries again every 2 seconds, and pages say so."""
+
+    #: The type of the error.
+    error: str
+
+
 @event("web.routes_broken", ERROR, "the routes of plugin {plugin} are not served: {error}")
 class WebRoutesBroken(Event):
     """`rota web` cannot use a function of the plugin's routes. It serves none of these routes, but all others."""

@@ -20,6 +20,7 @@ from core.web import (
     problems,
 )
 from core.web.envelope import Envelope
+from core.web.live import stream
 from core.web.pages import routes as pages
 from core.web.proxies import Proxies
 from core.web.service import Service
@@ -55,6 +56,7 @@ def make(service: Service | None) -> FastAPI:
     app.include_router(oidc_login.router)
     app.include_router(openapi.router)
     app.include_router(metrics.router)
+    app.include_router(stream.router)
     app.include_router(api.router)
     app.include_router(pages.router)
     if service is not None:

@@ -52,10 +52,11 @@ class Envelope:
         scope, began = self._addressed(scope), time.monotonic()
         answer = Answer(send, {**HEADERS, "X-Request-Id": scope["state"]["request_id"]})
         await self._answered(scope, receive, answer)
-        metrics.web_request(route_of(scope), answer.status, time.monotonic() - began)
+        if not is_stream(scope):
+            metrics.web_request(route_of(scope), answer.status, time.monotonic() - began)
 
     async def _answered(self, scope: Scope, receive: Receive, answer: "Answer") -> None:
-        if is_of_health(scope):
+        if is_of_health(scope) or is_stream(scope):
             await self._guarded(scope, receive, answer)
             return
         if self._in_progress >= MOST_REQUESTS:
@@ -169,6 +170,11 @@ def is_of_health(scope: Scope) -> bool:
     """Return whether a request asks for the health, which is answered even if the service is busy."""
     path = str(scope["path"]).removeprefix(scope["root_path"])
     return path in {"/health", "/health/live"}
+
+
+def is_stream(scope: Scope) -> bool:
+    """Return whether a request asks for the stream of events, which lasts. The number of streams has its own limit."""
+    return str(scope["path"]).removeprefix(scope["root_path"]) == "/events"
 
 
 def route_of(scope: Scope) -> str:

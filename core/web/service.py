@@ -14,6 +14,7 @@ from core.operations.service_health import Watch
 from core.settings import Settings
 from core.web import plugin_calls
 from core.web.failed_secrets import FailedSecrets
+from core.web.live.hub import Hub
 from core.web.oidc import Provider
 from core.web.plugin_calls import Calls
 from core.web.writes import Writes
@@ -34,6 +35,8 @@ class Service:
     registry: Registry
     engine: Engine
     watch: Watch
+    #: Tells browsers what changes in the ledger.
+    live: Hub
     writes: Writes = field(default_factory=Writes)
     failed: FailedSecrets = field(default_factory=FailedSecrets)
     #: Set when the process is stopping. Long answers then end.
@@ -56,7 +59,9 @@ def opened(configured: Settings, registry: Registry) -> Iterator[Service]:
         )
         calls = {plugin: stack.enter_context(plugin_calls.opened(configured, plugin)) for plugin in registry.routes()}
         provider = Provider(configured) if configured.oidc_issuer else None
-        yield Service(configured, registry, engine, Watch(probed, configured), calls=calls, provider=provider)
+        watch, stopping = Watch(probed, configured), threading.Event()
+        live = Hub(engine, stopping)
+        yield Service(configured, registry, engine, watch, live, stopping=stopping, calls=calls, provider=provider)
 
 
 def of(request: Request) -> Service:

@@ -1,8 +1,10 @@
 """Calls the HTTP service in this process, on the database of a test."""
 
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +17,12 @@ from core.operations import tokens
 from core.operations.tokens import Wanted
 from core.plugins import loading
 from core.web import app, service
+from core.web.server import Server
+from core.web.server import config as server_config
+from core.web.server import listening as listening_on
+from core.web.service import Service
 from core.web.writes import PER_MINUTE, Writes
+from tests.support.eventually import eventually
 
 
 @contextmanager
@@ -33,6 +40,42 @@ def serving(*, address: str = "127.0.0.1", per_minute: int = PER_MINUTE, **chang
         )
         client.openapi, client.application, client.calls = routes.openapi, client.app, parts.calls
         yield client
+
+
+@dataclass
+class Listening:
+    """A service that listens on a port of this machine, in a thread of this process."""
+
+    address: str
+    parts: Service
+    server: Server
+    thread: threading.Thread
+
+    def stop(self) -> float:
+        """Stop it as a signal does. Return how many seconds that took."""
+        began = time.monotonic()
+        self.parts.stopping.set()
+        self.server.should_exit = True
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        return time.monotonic() - began
+
+
+@contextmanager
+def listening(**changed: Any) -> Iterator[Listening]:
+    """A service at a real address; ``changed`` are settings."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening_on("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        configured = settings.load().model_copy(update={"web_port": port, **changed})
+        parts = stack.enter_context(service.opened(configured, loading.current()))
+        server = Server(server_config(app.surrounded(app.make(parts), parts)), parts.stopping)
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        served = Listening(f"http://127.0.0.1:{port}{configured.web_prefix}", parts, server, thread)
+        stack.callback(served.stop)
+        eventually(lambda: server.started)
+        yield served
 
 
 def bearer(database: Engine, role: str, name: str | None = None, **limits: Any) -> dict[str, str]:

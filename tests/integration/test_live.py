@@ -1,0 +1,266 @@
+"""Live pages: what is committed reaches the browsers that listen, and nobody is watched for when nobody listens."""
+
+import asyncio
+import http.client
+import json
+import queue
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager, suppress
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import create_engine
+
+from core import every, job
+from core.jobs.registry import Plugin, Registry
+from core.ledger.changes import Look
+from core.plugins import loading
+from core.web.live.hub import MOST_LISTENERS, Hub
+from core.web.live.watching import MOST_NAMED, Changed, News, news
+from tests.support.eventually import eventually
+from tests.support.web import bearer, listening
+
+#: From the commit to the event. The goal on the screen is 1.5 seconds.
+TOLD_WITHIN = 1.5
+
+
+@job("close-day", queue="billing", schedule=every(hours=1))
+def close_day(run):
+    """Close the day."""
+
+
+@job("poll", queue="mail")
+def poll(run):
+    """Poll."""
+
+
+@pytest.fixture(autouse=True)
+def registry(database):
+    plugins = (Plugin("billing", "", "", (close_day,)), Plugin("mail", "", "", (poll,)))
+    with loading.using(Registry(plugins)) as registry:
+        yield registry
+
+
+@pytest.fixture
+def served(registry):
+    with listening() as served:
+        yield served
+
+
+class Stream:
+    """A browser that listens."""
+
+    def __init__(self, address, headers):
+        self.events, self.is_open = queue.Queue(), True
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)
+        connection.request("GET", "/events", headers=headers)
+        self._connection, self._socket = connection, connection.sock
+        self._answer = connection.getresponse()
+        assert self._answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        assert self.next()[0] == "hello"
+
+    def _read(self):
+        name = None
+        with suppress(OSError, http.client.HTTPException):
+            for line in self._answer:
+                field, _, value = line.decode().rstrip("\n").partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    self.events.put((name, json.loads(value)))
+        self.is_open = False
+
+    def next(self, within=10):
+        return self.events.get(timeout=within)
+
+    def change(self):
+        """The next change, which must come in time."""
+        name, body = self.next(TOLD_WITHIN)
+        assert name == "change"
+        return body
+
+    def close(self):
+        with suppress(OSError):  # the service may have ended it
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+        self._answer.close()
+        self._connection.close()
+        self._socket.close()
+
+
+@pytest.fixture
+def listen(served, database):
+    """A function that opens a stream, once the watcher knows what there is now."""
+    with ExitStack() as stack:
+
+        def opened(role="viewer", **limits):
+            stream = Stream(served.address, bearer(database, role, **limits))
+            stack.callback(stream.close)
+            time.sleep(0.2)  # the first look must come before the change, and nothing tells that it has
+            return stream
+
+        yield opened
+
+
+def test_a_run_is_told_from_its_request_to_its_end(listen, ledger):
+    stream = listen()
+
+    run = ledger.request("close-day", queue="billing")
+    assert stream.change() == {
+        "topics": ["runs"],
+        "runs": [{"id": run, "job": "close-day", "state": "queued"}],
+        "more": False,
+    }
+
+    ledger.do("UPDATE rota_runs SET state = 'running', attempt = 1, started_at = now() WHERE id = :id", id=run)
+    assert stream.change()["runs"] == [{"id": run, "job": "close-day", "state": "running"}]
+
+    ledger.do("""UPDATE rota_runs SET progress = '{"done": 7}' WHERE id = :id""", id=run)
+    assert stream.change()["runs"][0]["id"] == run
+
+    ledger.do("UPDATE rota_runs SET state = 'retrying', due_at = now() + interval '1 h' WHERE id = :id", id=run)
+    assert stream.change()["runs"][0]["state"] == "retrying"
+
+    ledger.do("UPDATE rota_runs SET state = 'dead', reason = 'retries', finished_at = now() WHERE id = :id", id=run)
+    assert stream.change()["runs"][0]["state"] == "dead"
+
+
+def test_an_end_that_is_committed_late_is_told(listen, ledger):
+    run = ledger.request("close-day", queue="billing", state="running")
+    stream = listen()
+
+    ledger.do(
+        "UPDATE rota_runs SET state = 'succeeded', finished_at = now() - interval '10 seconds' WHERE id = :id", id=run
+    )
+
+    assert stream.change()["runs"] == [{"id": run, "job": "close-day", "state": "succeeded"}]
+
+
+def test_pauses_and_processes_are_told(listen, ledger, start_process):
+    stream = listen()
+
+    ledger.do("INSERT INTO rota_pauses (scope, paused_by) VALUES ('everything', 'ann')")
+    assert stream.change()["topics"] == ["pauses"]
+    start_process()
+    assert stream.change()["topics"] == ["processes"]
+
+
+def test_a_person_with_limits_is_told_of_their_jobs_only(listen, ledger):
+    stream = listen(plugins=["mail"])
+
+    ledger.request("close-day", queue="billing")
+    with pytest.raises(queue.Empty):
+        stream.next(within=TOLD_WITHIN)
+    run = ledger.request("poll", queue="mail")
+
+    assert [each["id"] for each in stream.change()["runs"]] == [run]
+
+
+def test_the_watcher_works_only_while_somebody_listens(listen, served):
+    live = served.parts.live
+    assert not live.is_watching
+
+    first, second = listen(), listen("operator")
+    assert (len(live), live.is_watching) == (2, True)
+    first.close()
+    eventually(lambda: len(live) == 1)
+    assert live.is_watching
+    second.close()
+
+    eventually(lambda: not live.is_watching)
+
+
+def test_a_stream_without_a_known_caller_is_refused(served):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{served.address}/events")
+
+    assert refused.value.code == 401
+
+
+def test_streams_end_at_once_when_the_service_stops(served, database):
+    headers = bearer(database, "viewer")
+    streams = [Stream(served.address, headers) for _ in range(3)]
+
+    assert served.stop() < 1
+    eventually(lambda: not any(stream.is_open for stream in streams), within=1)
+    for stream in streams:
+        stream.close()
+
+
+def test_streams_do_not_use_the_places_of_requests(served, database):
+    headers = bearer(database, "viewer")
+    with ExitStack() as stack:
+        for _ in range(45):
+            stack.callback(Stream(served.address, headers).close)
+        asked = urllib.request.Request(f"{served.address}/api/v1/pauses", headers=headers)
+
+        assert urllib.request.urlopen(asked).status == 200
+
+
+def test_too_many_streams_are_refused(served, database, monkeypatch):
+    monkeypatch.setattr("core.web.live.stream.MOST_LISTENERS", 1)
+    headers = bearer(database, "viewer")
+    stream = Stream(served.address, headers)
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{served.address}/events", headers=headers))
+
+    assert (refused.value.code, MOST_LISTENERS) == (503, 250)
+    stream.close()
+
+
+@contextmanager
+def hub(engine):
+    """A hub in an event loop of its own."""
+    stopping, loop = threading.Event(), asyncio.new_event_loop()
+    try:
+        yield Hub(engine, stopping), loop
+    finally:
+        stopping.set()
+        loop.close()
+
+
+def test_a_ledger_that_cannot_be_read_is_told_once():
+    engine = create_engine("postgresql+psycopg2://postgres@127.0.0.1:1/none", connect_args={"connect_timeout": 1})
+
+    async def first(live):
+        with live.listening() as listener:
+            await listener.wait(5)
+            return listener.is_away
+
+    with hub(engine) as (live, loop):
+        assert loop.run_until_complete(first(live))
+
+
+class TestNews:
+    def looks(self, **runs):
+        return Look({int(name[1:]): facts for name, facts in runs.items()}, {"pauses": "a"}, 9)
+
+    def test_only_what_differs_is_news(self):
+        before = self.looks(r1=("a", "running", "1"), r2=("b", "running", "1"))
+        now = self.looks(r1=("a", "running", "1"), r2=("b", "running", "1 {}"), r3=("c", "queued", ""))
+
+        found = news(before, now, [Changed(4, "d", "retrying")])
+
+        assert found.topics == {"runs"}
+        assert [run.id for run in found.runs] == [2, 3, 4]
+
+    def test_many_runs_are_not_named(self):
+        now = self.looks(**{f"r{n}": ("a", "queued", "") for n in range(MOST_NAMED + 1)})
+
+        found = news(self.looks(), now, [])
+
+        assert (len(found.runs), found.is_more) == (MOST_NAMED, True)
+
+    def test_news_that_nobody_fetched_do_not_grow(self):
+        found = News()
+        for start in range(0, 1000, 50):
+            found = found.joined(News(frozenset({"runs"}), tuple(Changed(start + n, "a", "queued") for n in range(50))))
+
+        assert (len(found.runs), found.is_more, found.runs[-1].id) == (MOST_NAMED, True, 999)

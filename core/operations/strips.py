@@ -20,7 +20,7 @@ from core.jobs.job import Job
 from core.jobs.registry import Registry
 from core.jobs.schedules import EPOCH, SECOND, Schedule
 from core.ledger import history, key_history, key_totals, overdue, pauses, strips
-from core.ledger.overdue import WRONG_FROM, Standing
+from core.ledger.overdue import Standing
 from core.ledger.strips import Lane, Recorded
 from core.operations import scopes, strip_windows
 from core.operations.access import WHOLE, View
@@ -317,17 +317,14 @@ def counted(recorded: Recorded, events: Iterable[Event]) -> tuple[int | None, in
 
 
 def standing_of(found: Sequence[Stretch], standing: Standing | None, *, is_paused: bool) -> str:
-    """Return the standing of a schedule, by its last slots that have ended."""
-    ended = [each.outcome for each in found if each.outcome not in {"to come", "queued", "running"}]
-    if ended and ended[-1] in {"dead", "orphaned"}:
+    """Return the standing of a schedule, by its slots since the last success. ``standing`` is None for keys."""
+    if standing and standing.dead + standing.orphaned and standing.overdue:
         return "failing"
-    if standing and standing.overdue >= WRONG_FROM:
+    if standing and standing.overdue:
         return "late"
     if is_paused:
         return "paused"
-    if ended and ended[-1] in {"missed", "late", "not on record"}:
-        return "late"
-    return "in time" if ended else "no slot yet"
+    return "in time" if any(each.outcome != "to come" for each in found) else "no slot yet"
 
 
 def cells(stretch: Stretch, at: Window, *, is_exact: bool) -> Cells:

@@ -232,7 +232,8 @@ class TestKeys:
             strips.of_key(connection, registry, "24h", "poll", "a")
 
 
-def test_trouble_comes_first(ledger, board, whole):
+def test_trouble_comes_first(ledger, registry, board, whole):
+    account(ledger, registry, hourly, frequent)
     add(ledger, "frequent", whole - HOUR)
     add(ledger, "hourly", whole - HOUR, "dead", reason="retries")
 

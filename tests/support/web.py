@@ -1,5 +1,6 @@
 """Calls the HTTP service in this process, on the database of a test."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from core.plugins import loading
 from core.web import app, service
 from core.web.server import Server
 from core.web.server import config as server_config
-from core.web.server import listening as listening_on
 from core.web.service import Service
 from core.web.writes import PER_MINUTE, Writes
 from tests.support.eventually import eventually
@@ -65,7 +65,7 @@ class Listening:
 def listening(**changed: Any) -> Iterator[Listening]:
     """A service at a real address; ``changed`` are settings."""
     with ExitStack() as stack:
-        listener = stack.enter_context(listening_on("127.0.0.1", 0))
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         port = listener.getsockname()[1]
         configured = settings.load().model_copy(update={"web_port": port, **changed})
         parts = stack.enter_context(service.opened(configured, loading.current()))

@@ -38,6 +38,17 @@ def utc(instant: datetime) -> str:
     return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
+def clock(instant: datetime, zone: str | ZoneInfo, before: datetime | None = None) -> str:
+    """Return a short time of day without its zone, which the page names; with the day unless it is that of ``before``
+    or today.
+    """
+    place = ZoneInfo(zone) if isinstance(zone, str) else zone
+    there = instant.astimezone(place)
+    is_same_day = there.date() == (before or system_clock()).astimezone(place).date()
+    seconds = f":{there:%S}" if there.second else ""
+    return f"{'' if is_same_day else f'{there:%a} '}{there:%H:%M}{seconds}"
+
+
 def relative(instant: datetime) -> str:
     """Return how long ago an instant was, or how long until it comes."""
     distance = system_clock() - instant

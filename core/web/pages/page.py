@@ -25,6 +25,7 @@ LONGEST_SAID = 500
 #: The pages to which every page has a link in its head, and their names.
 NAV = (
     ("/", "Now"),
+    ("/schedules", "Schedules"),
     ("/runs", "Runs"),
     ("/failures", "Failures"),
     ("/jobs", "Jobs"),

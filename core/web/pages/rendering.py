@@ -30,6 +30,7 @@ environment.filters.update(
     utc=instants.utc,
     ago=instants.relative,
     span=instants.span,
+    clock=instants.clock,
     late=instants.late,
     took=instants.took,
     count=instants.count,

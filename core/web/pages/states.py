@@ -41,6 +41,8 @@ LOOKS = {
     "connected": ("hook", "ok"),
     "available": ("hook", "ok"),
     "in time": ("hook", "ok"),
+    "failing": ("dead", "dead"),
+    "no slot yet": ("wait", "wait"),
     "not used": ("skip", "skip"),
     "unknown": ("orphan", "wait"),
     "disconnected": ("dead", "dead"),

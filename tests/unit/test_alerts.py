@@ -2,10 +2,13 @@
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from starlette.routing import Match
 
+from core.web import app
 from deploy.grafana import dashboard
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +20,7 @@ RULES = {
 }
 TESTS = yaml.safe_load((DEPLOY / "prometheus/rota.tests.yml").read_text())["tests"]
 PAGE = (ROOT / "docs/alerts.md").read_text()
+APPLICATION = app.make(None)
 METRIC = re.compile(r"\b(?:scheduled_task|rota)_\w+\b")
 
 
@@ -26,6 +30,12 @@ def described() -> set[str]:
     names = {row.split("`")[1] for row in rows}
     histograms = {row.split("`")[1] for row in rows if " | Histogram: " in row}
     return (names - histograms) | {f"{name}_{end}" for name in histograms for end in ("bucket", "count", "sum")}
+
+
+def is_page(path: str) -> bool:
+    """Return whether `rota web` has a route for a browser that opens ``path``."""
+    scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []}
+    return any(route.matches(scope)[0] == Match.FULL for route in APPLICATION.routes)
 
 
 def named(expression: str) -> set[str]:
@@ -40,8 +50,10 @@ def test_an_alert_names_metrics_that_exist_and_says_where_to_look(alert):
     assert named(rule["expr"])
     assert named(rule["expr"]) <= described()
     assert rule["labels"]["severity"] in {"warning", "critical"}
-    page = "/jobs/{{ $labels.task }}" if "by (task" in rule["expr"] else "/"
-    assert rule["annotations"]["runbook_url"] == "{{ $externalLabels.rota_web }}" + page
+    address = rule["annotations"]["runbook_url"].removeprefix("{{ $externalLabels.rota_web }}")
+    assert ("{{ $labels.task }}" in address) == ("by (task" in rule["expr"])
+    path = urlsplit(address.replace("{{ $labels.task }}", "close-day")).path
+    assert is_page(path), f"rota web has no page {path}"
 
 
 def test_each_alert_is_tested_to_fire_and_not_to_fire_and_is_described():

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import httpx2
 import pytest
+from sqlalchemy import NullPool, create_engine, text
 
 from tests.support.eventually import eventually
 from tests.support.servers import NGINX
@@ -100,3 +101,20 @@ def test_nginx_names_the_user_and_a_client_cannot(behind: Start) -> None:
     assert client.get("/api/v1/me", headers=forged).status_code == 401
     answer = client.post("/api/v1/reconcile", params={"as": "ann", "in": "ops"}, headers={"Origin": "http://x.example"})
     assert (answer.status_code, answer.json()["code"]) == (403, "cross-origin")
+
+
+def test_an_export_begins_at_once(behind: Start, postgres_url: str) -> None:
+    """The head of the table arrives while the runs cannot be read yet."""
+    client = behind("", **PREFIX)
+    engine = create_engine(postgres_url.replace("postgresql://", "postgresql+psycopg2://"), poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text("LOCK TABLE rota_runs IN ACCESS EXCLUSIVE MODE"))
+        with client.stream("GET", "/api/v1/runs.csv", headers={"Authorization": f"Bearer {TOKEN}"}) as answer:
+            chunks = answer.iter_text()
+            first = next(chunks)
+            connection.rollback()
+            rest = "".join(chunks)
+
+    assert first.startswith("id,job,")
+    assert first.endswith("\n")
+    assert rest == ""  # and the connection ended well, though the ledger has no runs

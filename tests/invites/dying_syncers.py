@@ -62,7 +62,10 @@ def sync(crashes: int, seed: int) -> None:
     dice, killed = random.Random(seed), 0
     while killed < crashes:
         point = dice.randrange(POINTS)
-        killed += os.WIFSIGNALED(os.waitpid(in_child(lambda point=point: run_until(point)), 0)[1])
+        ended = os.waitpid(in_child(lambda point=point: run_until(point)), 0)[1]
+        if os.WIFEXITED(ended) and os.WEXITSTATUS(ended):
+            raise RuntimeError("a child has failed; perhaps the servers have gone")
+        killed += os.WIFSIGNALED(ended)
 
 
 def run_until(point: int) -> None:

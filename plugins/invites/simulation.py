@@ -41,7 +41,12 @@ STEP_SECONDS = 2.0
 STEPS_TO_A_REPORT = 10
 DAYS = 30
 #: One request of the gateway in eight has one of these faults.
-FAULTS = {"share": 0.125, "kinds": ["limited", "busy", "reset_after", "failed", "truncated"], "seed": 7}
+FAULTS = {
+    "share": 0.125,
+    "kinds": ["limited", "busy", "reset_after", "failed", "truncated"],
+    "seed": 7,
+    "seconds": None,
+}
 
 Control = Callable[[str, Any], Any]
 

@@ -82,7 +82,7 @@ def registry(database):
 
 @pytest.fixture
 def client():
-    with serving(per_minute=10**9) as client:
+    with serving(per_minute=10**9, failures_per_minute=10**9) as client:
         yield client
 
 

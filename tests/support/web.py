@@ -17,7 +17,8 @@ from core.ledger.audit import Actor
 from core.operations import tokens
 from core.operations.tokens import Wanted
 from core.plugins import loading
-from core.web import app, service
+from core.web import app, failed_secrets, service
+from core.web.failed_secrets import FailedSecrets
 from core.web.server import Server
 from core.web.server import config as server_config
 from core.web.service import Service
@@ -26,11 +27,17 @@ from tests.support.eventually import eventually
 
 
 @contextmanager
-def serving(*, address: str = "127.0.0.1", per_minute: int = PER_MINUTE, **changed: Any) -> Iterator[TestClient]:
+def serving(
+    *,
+    address: str = "127.0.0.1",
+    per_minute: int = PER_MINUTE,
+    failures_per_minute: int = failed_secrets.PER_MINUTE,
+    **changed: Any,
+) -> Iterator[TestClient]:
     """Yield a client of the whole application. ``changed`` are settings, and ``address`` is the client's address."""
     configured = settings.load().model_copy(update=changed)
     with service.opened(configured, loading.current()) as parts:
-        parts = replace(parts, writes=Writes(per_minute))
+        parts = replace(parts, writes=Writes(per_minute), failed=FailedSecrets(failures_per_minute))
         routes = app.make(parts)
         client = TestClient(
             app.surrounded(routes, parts),

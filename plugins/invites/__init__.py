@@ -29,7 +29,7 @@ from plugins.invites.errors import (
 )
 from plugins.invites.gateway_jobs import limited_jobs
 from plugins.invites.members import extend, remove_member
-from plugins.invites.moves import move_member
+from plugins.invites.moves import cancel_move, move_member
 from plugins.invites.orphans import UnknownOrphan, keep_orphan, list_orphans, remove_orphan
 from plugins.invites.settings import InvitesSettings
 from plugins.invites.teams import add_team, close_team, open_team, set_seats
@@ -56,6 +56,7 @@ __all__ = [
     "UnknownTeam",
     "add_code",
     "add_team",
+    "cancel_move",
     "close_team",
     "count_redemption",
     "extend",
@@ -104,6 +105,7 @@ class Invites:
             Route("POST", "/teams/{name}/seats", "plugins.invites.routes:set_seats", "operator"),
             Route("POST", "/teams/{name}/remove", "plugins.invites.routes:remove", "operator"),
             Route("POST", "/teams/{name}/move", "plugins.invites.routes:move", "operator"),
+            Route("POST", "/teams/{name}/cancel-move", "plugins.invites.routes:cancel_move", "operator"),
             Route("GET", "/waiting", "plugins.invites.routes:list_waiting", "viewer", "Waiting list"),
             Route(
                 "GET",

@@ -127,6 +127,16 @@ def move(email: str, from_team: str, to_team: str) -> None:
     click.echo(f"move {move_id} has begun")
 
 
+@invites.command("cancel-move")
+@click.argument("email")
+@click.argument("from_team")
+def cancel_move(email: str, from_team: str) -> None:
+    """End a person's move to another team before the invitation is sent."""
+    with command_session() as session:
+        ended = moves.cancel_move(session, email, from_team)
+    click.echo("the person keeps the old seat" if ended else "the person is not moving")
+
+
 @invites.command("extend")
 @click.argument("team")
 @click.argument("email")

@@ -18,8 +18,8 @@ def remove_member(session: Session, team: str, email: str, now: datetime | None 
     """Remove a person from a team. The seat is free when the gateway has confirmed it. Return False if the removal has
     begun already.
 
-    A removal that the gateway has refused is requested again. Raises BadAddress, UnknownTeam, UnknownMember, or
-    MoveUnderWay.
+    A removal that the gateway has refused is requested again, also that of the old seat of a move. Raises BadAddress,
+    UnknownTeam, UnknownMember, or MoveUnderWay.
     """
     address, when = normalize(email), at(session, now)
     seat = _lock_member(session, team, address)
@@ -55,6 +55,6 @@ def _lock_member(session: Session, team: str, address: str) -> Seat:
     seat, move = lock_seat(session, seat_of(session, find_team(session, team), address).id)
     if seat.state == SeatState.FREED:  # while this transaction waited for the lock
         raise UnknownMember(team)
-    if move is not None:
+    if move is not None and seat.state != SeatState.REMOVING:
         raise MoveUnderWay
     return seat

@@ -5,7 +5,8 @@
 3. When the gateway has confirmed the removal, the old seat is freed, and the move is done.
 
 Each step is one transaction, which changes the move's row too, so after a crash the move goes on where it stopped. If
-the new team refuses the person, its seat is freed, and the person keeps the old seat.
+the new team refuses the person, or somebody cancels the move before the invitation is sent, the new seat is freed, and
+the person keeps the old seat.
 """
 
 from datetime import datetime
@@ -20,6 +21,7 @@ from plugins.invites.models import (
     Move,
     MoveState,
     RequestKind,
+    RequestState,
     Seat,
     SeatState,
     Team,
@@ -28,9 +30,9 @@ from plugins.invites.models import (
     WaitingState,
 )
 from plugins.invites.pools import take_turn
-from plugins.invites.removal import LIVE, start_removal
-from plugins.invites.requests import add_requests
-from plugins.invites.seats import lock_seat, move_of, seat_of, set_state
+from plugins.invites.removal import LIVE, start_removal, withdraw
+from plugins.invites.requests import add_requests, open_request
+from plugins.invites.seats import free, lock_seat, move_of, seat_of, set_state
 from plugins.invites.teams import find_team, lock_teams
 
 
@@ -50,6 +52,36 @@ def move_member(session: Session, email: str, from_team: str, to_team: str, now:
     return _record(session, old, new_id, when)
 
 
+def cancel_move(session: Session, email: str, from_team: str, now: datetime | None = None) -> bool:
+    """End a person's move from a team before the invitation is sent. The person keeps the old seat.
+
+    Return False if the person is not moving. Raises BadAddress, UnknownTeam, UnknownMember, or MoveUnderWay if the
+    invitation has been sent, since it may have had its effect.
+    """
+    address, when = normalize(email), at(session, now)
+    old = seat_of(session, find_team(session, from_team), address)
+    begun = move_of(session, old.id)
+    if begun is None or begun.from_seat_id != old.id:
+        return False
+    move = lock_seat(session, begun.to_seat_id)[1]
+    if move is None or move.from_seat_id != old.id:  # it has ended while this transaction waited for the lock
+        return False
+    if not end_unsent(session, move, when):
+        raise MoveUnderWay
+    return True
+
+
+def end_unsent(session: Session, move: Move, now: datetime) -> bool:
+    """End a move whose invitation was not sent. The caller has locked the new seat. Return False if it was sent."""
+    invitation = open_request(session, move.to_seat_id, RequestKind.INVITE)
+    if invitation is None or invitation.state != RequestState.NEW:
+        return False
+    withdraw(session, invitation, now)
+    free(session, session.get_one(Seat, move.to_seat_id), now)
+    new_seat_lost(session, move, now)
+    return True
+
+
 def new_seat_confirmed(session: Session, move: Move, now: datetime) -> None:
     """Go on with a move whose new seat the gateway has confirmed: request the removal from the old team.
 
@@ -59,8 +91,8 @@ def new_seat_confirmed(session: Session, move: Move, now: datetime) -> None:
     asked = update(Waiting).where(Waiting.seat_id == old.id).values(seat_id=move.to_seat_id, changed_at=now)
     session.execute(asked)
     _set_state(session, move, MoveState.REMOVING, now)
-    if old.state in LIVE:
-        start_removal(session, old, now)
+    if old.state in LIVE and start_removal(session, old, now):
+        old_seat_freed(session, move, now)
 
 
 def new_seat_lost(session: Session, move: Move, now: datetime) -> None:

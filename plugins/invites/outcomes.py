@@ -25,7 +25,7 @@ from plugins.invites.models import (
 )
 from plugins.invites.moves import new_seat_confirmed, new_seat_lost, old_seat_freed
 from plugins.invites.pools import take_turn
-from plugins.invites.removal import request_removal
+from plugins.invites.removal import request_removal, withdraw
 from plugins.invites.requests import OPEN, end_request
 from plugins.invites.seats import free, lock_seat, set_state
 
@@ -66,9 +66,11 @@ class _Found:
 
 
 def begin(session: Session, request_id: UUID, now: datetime) -> Sending | None:
-    """Record that a request is being sent. Return None if its outcome is known, so that nothing must be sent."""
+    """Record that a request is being sent. Return None if nothing must be sent: the outcome is known, or the person
+    of an invitation that had no effect was removed in the meantime.
+    """
     found = _lock(session, request_id)
-    if found is None or found.is_over:
+    if found is None or found.is_over or (found.request.state == RequestState.NEW and _withdraw(session, found, now)):
         return None
     request, seat = found.request, found.seat
     request.state, request.attempts = RequestState.SENT, request.attempts + 1
@@ -106,6 +108,19 @@ def leave_unknown(session: Session, request_id: UUID, now: datetime, *, status: 
     if found is None or found.is_over:
         return False
     found.request.state, found.request.last_status, found.request.changed_at = RequestState.UNKNOWN, status, now
+    session.flush()
+    return True
+
+
+def put_back(session: Session, request_id: UUID, now: datetime, *, status: int | None = None) -> bool:
+    """Record that no attempt to send a request had an effect. Return False if nothing is to be sent any more.
+
+    The seat of an invitation is freed if its person was removed in the meantime.
+    """
+    found = _lock(session, request_id)
+    if found is None or found.is_over or _withdraw(session, found, now):
+        return False
+    found.request.state, found.request.last_status, found.request.changed_at = RequestState.NEW, status, now
     session.flush()
     return True
 
@@ -187,6 +202,15 @@ def _invited(session: Session, found: _Found, now: datetime, state: SeatState) -
     move = found.move
     if move is not None and move.to_seat_id == found.seat.id and move.state == MoveState.INVITING:
         new_seat_confirmed(session, move, now)
+
+
+def _withdraw(session: Session, found: _Found, now: datetime) -> bool:
+    """End an invitation that had no effect, if its person was removed in the meantime. Return whether it was ended."""
+    if not found.invites or found.seat.state != SeatState.REMOVING:
+        return False
+    withdraw(session, found.request, now)
+    _free(session, found.seat, found.move, now)
+    return True
 
 
 def _free(session: Session, seat: Seat, move: Move | None, now: datetime) -> None:

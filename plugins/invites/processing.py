@@ -111,16 +111,11 @@ class Processing:
 
     def _limited(self, limited: Limited) -> Later:
         """Close the limit of the team until the time that the gateway has named. This is not a failure."""
-        closed = update(Team).where(Team.id == self.sending.team_id)
-        self.run.session.execute(closed.values(closed_until=later_of(limited.wait)))  # teams are locked before requests
         if limited.is_certain:
             self._put_back(limited.why, limited.status)
         else:
             self._leave_unknown(limited.why, limited.status)
-        limit = TEAM_LIMIT.format(team_id=self.sending.team_id)
-        close_limit(self.run.session, limit, until=limited.wait, reason=limited.why)
-        self.run.checkpoint()
-        return Later(in_=limited.wait, reason=limited.why)
+        return close_team(self.run, self.sending.team_id, limited)
 
     def _not_sent(self, unsent: NotSent) -> RequestNotSent:
         self._put_back(unsent.why, unsent.status)
@@ -138,19 +133,29 @@ class Processing:
         """
         if self.is_doubtful:
             return self._leave_unknown(why, status)
-        return self._tell(why, state=RequestState.NEW, last_status=status)
+        outcomes.put_back(self.run.session, self.sending.request_id, self.run.now, status=status)
+        return self._tell(why)
 
     def _leave_unknown(self, why: str, status: int | None) -> None:
         outcomes.leave_unknown(self.run.session, self.sending.request_id, self.run.now, status=status)
         self._tell(why)
 
-    def _tell(self, why: str, **columns: object) -> None:
+    def _tell(self, why: str) -> None:
         """Show the problem with a request whose outcome is still open."""
         is_open = (Request.id == self.sending.request_id) & Request.state.in_(OPEN)
         self.run.session.execute(
-            update(Request).where(is_open).values(problem=why, changed_at=self.run.now, **columns),
+            update(Request).where(is_open).values(problem=why, changed_at=self.run.now),
             execution_options={"synchronize_session": "fetch"},
         )
+
+
+def close_team(run: Run, team_id: int, limited: Limited) -> Later:
+    """Send nothing for a team until the time that the gateway has named, and commit. Return what the run raises."""
+    closed = update(Team).where(Team.id == team_id)
+    run.session.execute(closed.values(closed_until=later_of(limited.wait)))
+    close_limit(run.session, TEAM_LIMIT.format(team_id=team_id), until=limited.wait, reason=limited.why)
+    run.checkpoint()
+    return Later(in_=limited.wait, reason=limited.why)
 
 
 def later_of(wait: timedelta) -> Any:

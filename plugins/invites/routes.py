@@ -149,6 +149,12 @@ class Requested(BaseModel):
     run: int
 
 
+class Cancelled(BaseModel):
+    """Whether a move was cancelled. It is false if the person is not moving."""
+
+    cancelled: bool
+
+
 class ShownMove(BaseModel):
     """A move that has begun."""
 
@@ -181,6 +187,11 @@ def remove(session: Session, name: Name, person: Person) -> Begun:
 def move(session: Session, name: Name, destination: Destination) -> ShownMove:
     """Move a person from a team to another one."""
     return ShownMove(move=moves.move_member(session, destination.email, name, destination.to_team))
+
+
+def cancel_move(session: Session, name: Name, person: Person) -> Cancelled:
+    """End a person's move from a team before the invitation is sent."""
+    return Cancelled(cancelled=moves.cancel_move(session, person.email, name))
 
 
 def list_waiting(session: Session, pool: Name | None = None, limit: Limit = 100) -> list[ShownWaiting]:

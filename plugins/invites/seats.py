@@ -1,6 +1,6 @@
 """Seats that are taken: found, locked, and freed. A seat is freed here and nowhere else."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import or_, select, update
@@ -18,9 +18,10 @@ UNDER_WAY = Move.state.in_([MoveState.INVITING, MoveState.REMOVING])
 def lock_seat(session: Session, seat_id: int) -> tuple[Seat, Move | None]:
     """Lock a seat, with its team and the other seat of a move. Return the seat as it is now, and the move if it is
     under way.
+
+    The team of the old seat is locked together with the new seat, whose confirmation may free the old seat.
     """
-    team_id = session.scalars(select(Seat.team_id).where(Seat.id == seat_id)).one()
-    lock_teams(session, [team_id])
+    lock_teams_of(session, [seat_id])
     # This is a separate statement, and a move cannot begin while the team is locked.
     move = move_of(session, seat_id)
     ids = {seat_id} if move is None else {move.from_seat_id, move.to_seat_id}
@@ -28,6 +29,13 @@ def lock_seat(session: Session, seat_id: int) -> tuple[Seat, Move | None]:
     seats = {seat.id: seat for seat in session.scalars(rows, execution_options=FRESH)}
     # The other team's outcome may have ended the move during the wait for the seats.
     return seats[seat_id], None if move is None else move_of(session, seat_id)
+
+
+def lock_teams_of(session: Session, seat_ids: Sequence[int]) -> None:
+    """Lock the teams that ``lock_seat`` locks for these seats, so that the order is right for all of them."""
+    old = select(Move.from_seat_id).where(Move.to_seat_id.in_(seat_ids), UNDER_WAY)
+    of_seats = select(Seat.team_id).where(Seat.id.in_(seat_ids) | Seat.id.in_(old)).distinct()
+    lock_teams(session, session.scalars(of_seats).all())
 
 
 def move_of(session: Session, seat_id: int) -> Move | None:

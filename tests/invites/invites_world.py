@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import exists, func, select, text
 from sqlalchemy.orm import Session
 
 from plugins.invites import add_code, add_team, redeem
@@ -61,13 +61,15 @@ class World:
 
     def sends(self, kind: str | None = None, **outcome: Any) -> int:
         """Send the open requests, and record that the gateway has carried them out."""
-        found = self.open_requests(kind)
-        for request_id in found:
-            begin(self.session, request_id, NOON)
-            self.session.commit()
-            confirm(self.session, request_id, NOON, status=200, **outcome)
-            self.session.commit()
-        return len(found)
+        return sum(self.sends_one(request_id, **outcome) for request_id in self.open_requests(kind))
+
+    def sends_one(self, request_id: Any, **outcome: Any) -> bool:
+        """Send a request, and record that the gateway has carried it out. Return False if its outcome was known."""
+        begin(self.session, request_id, NOON)
+        self.session.commit()
+        done = confirm(self.session, request_id, NOON, status=200, **outcome)
+        self.session.commit()
+        return done
 
     def refuses(self, kind: str | None = None) -> int:
         """Send the open requests, and record that the gateway has refused them."""
@@ -128,6 +130,9 @@ def check(session: Session) -> None:
         .having(func.count() > 1)
     )
     assert session.execute(twice).all() == []
+    is_moved_to = exists().where(Move.to_seat_id == Seat.id, Move.state.in_(["inviting", "removing"]))
+    targets = select(Seat.id).where(Seat.state != SeatState.FREED, Seat.is_target, ~is_moved_to)
+    assert session.scalars(targets).all() == [], "a seat is the target of no move"
 
 
 def in_threads(number: int, work: Callable[[int], Any]) -> list[Any]:

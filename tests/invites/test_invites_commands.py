@@ -40,6 +40,8 @@ def test_members_are_removed_moved_and_given_more_time(rota, world):
 
     assert rota("extend", "red", "ann@example.org", "--days", "2").stdout.startswith("the seat ends 2")
     assert rota("move", "ann@example.org", "red", "blue").stdout == "move 1 has begun\n"
+    assert rota("cancel-move", "ann@example.org", "red").stdout == "the person keeps the old seat\n"
+    assert rota("cancel-move", "ann@example.org", "red").stdout == "the person is not moving\n"
     assert rota("remove", "red", "bob@example.org", input="n\n").exit_code == 1
     assert world.states()["bob"] == ["invited"]
     assert rota("remove", "red", "bob@example.org", "--yes").stdout == "the removal is requested\n"

@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from invites_office import Office
@@ -9,6 +10,7 @@ from invites_world import check, email
 from sqlalchemy import text
 
 from plugins.invites import invite_many, remove_member
+from plugins.invites.gateway.http import HttpGateway
 from plugins.invites.gateway_jobs import limited_jobs
 from plugins.invites.outcomes import begin
 from plugins.invites.settings import InvitesSettings
@@ -286,6 +288,58 @@ def test_a_removal_waits_for_the_outcome_of_the_invitation(office: Office):
 
     assert [(kind, state) for kind, state, _ in office.requests()] == [("invite", "confirmed"), ("remove", "confirmed")]
     assert office.world.states() == {"ann": ["freed"]}
+
+
+class TestRemovedMeanwhile:
+    """Ann is removed while her invitation is in flight, and the answer tells that it had no effect."""
+
+    @pytest.fixture
+    def ann(self, office: Office, monkeypatch) -> Any:
+        office.team(seats=1)
+        office.redeems("ann")
+        (request_id,) = office.world.open_requests()
+        asked = HttpGateway.invite
+
+        def removed_meanwhile(*args: Any) -> Any:
+            remove_member(office.session, "red", email("ann"))
+            office.session.commit()
+            return asked(*args)
+
+        monkeypatch.setattr(HttpGateway, "invite", removed_meanwhile)
+        yield request_id
+        office.session.execute(text("DELETE FROM rota_closings"))
+        office.session.commit()
+        assert office.send(request_id).result == {"outcome": "known"}
+        assert office.requests() == [("invite", "refused", "the person was removed before it was sent")]
+        assert (office.world.states(), office.world.taken()) == ({"ann": ["freed"]}, {"red": 0})
+        assert office.world.runs("consume-waiting-queue") == ["club"]
+        check(office.session)
+
+    def test_a_limit_does_not_have_the_person_invited(self, office: Office, ann):
+        office.server.fault("limited", on="invite")
+
+        assert office.send(ann).reason == "later"
+
+    def test_a_refused_token_does_not_have_the_person_invited(self, office: Office, configure, ann):
+        configure(gateway_token="wrong")
+
+        assert office.send(ann).state == "retrying"
+
+    def test_a_missing_connection_does_not_have_the_person_invited(self, office: Office, configure, ann):
+        configure(gateway="http://127.0.0.1:1")
+
+        assert office.send(ann).state == "retrying"
+
+
+def test_an_invitation_that_was_put_back_is_not_sent_after_the_removal(office: Office):
+    office.team(seats=1)
+    office.redeems("ann")
+    office.session.execute(text("UPDATE invites_seats SET state = 'removing'"))
+    office.session.commit()
+
+    assert [run.result for run in office.sends()] == [{"outcome": "known"}]
+    assert office.world.states() == {"ann": ["freed"]}
+    assert office.sent() == {}
 
 
 def test_no_address_and_no_token_is_in_a_run_or_a_log(office: Office, caplog):

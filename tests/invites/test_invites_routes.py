@@ -52,6 +52,8 @@ def test_seats_are_changed_and_members_moved_and_removed(client, world):
     refused = client.post(f"{BASE}/teams/red/seats", json={"seats": 1})
     assert (refused.status_code, "2 seats of team 'red' are taken" in refused.json()["detail"]) == (409, True)
     assert client.post(f"{BASE}/teams/red/move", json={"email": email("ann"), "to_team": "blue"}).json() == {"move": 1}
+    cancelled = [client.post(f"{BASE}/teams/red/cancel-move", json={"email": email("ann")}).json() for _ in range(2)]
+    assert cancelled == [{"cancelled": True}, {"cancelled": False}]
     assert client.post(f"{BASE}/teams/red/remove", json={"email": email("bob")}).json() == {"begun": True}
     assert client.post(f"{BASE}/teams/red/remove", json={"email": email("cid")}).status_code == 404
     check(world.session)

@@ -412,6 +412,7 @@ class TestMove:
         moving.session.query(Seat).update({"expires_at": end})
         moving.session.commit()
 
+        begin(moving.session, moving.open_requests()[0], NOON)
         assert remove_expired(moving.session, end, checkpoint=moving.checkpoint)["moving"] == 2
         moving.sends("invite")
         moving.sends("remove")

@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg2
 from psycopg2.errors import InvalidSqlStatementName, ReadOnlySqlTransaction
-from psycopg2.extensions import encodings
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, encodings
 
 from core.round_trips import OneTripConnection, OwnCursor
 
@@ -142,8 +142,13 @@ class WatchedConnection(OneTripConnection):
             raise
 
     def taken(self) -> bool:
-        """Remember that the connection was taken from the pool. Return False if the server has closed it."""
+        """Remember that the connection was taken from the pool. Return False if it cannot be used.
+
+        Then the server has closed it, or it is still in a transaction.
+        """
         self.has_answered = False
+        if self.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+            return False
         return not self._has_been_told() or self._answers()
 
     def _has_been_told(self) -> bool:

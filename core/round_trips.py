@@ -5,7 +5,7 @@ transaction, and COMMIT can travel with the last. While such a transaction is op
 """
 
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import psycopg2
 from psycopg2.extensions import STATUS_BEGIN, STATUS_READY, TRANSACTION_STATUS_IDLE
@@ -63,8 +63,10 @@ class OneTripConnection(OwnConnection):
 
     #: Whether a statement has been answered since the connection was taken from the pool.
     has_answered = False
-    #: Whether a transaction is open whose BEGIN psycopg2 has not sent.
+    #: Whether a transaction is open whose BEGIN psycopg2 has not sent. psycopg2 is in autocommit then.
     _is_open = False
+    #: Whether the connection is used as a context manager, which lets psycopg2 send BEGIN.
+    _is_entered = False
     _at_commit = NOTHING
 
     isolation_level = _outside_transactions("isolation_level")
@@ -98,12 +100,11 @@ class OneTripConnection(OwnConnection):
 
     def opening(self, query: Any) -> Any:
         """Return ``query``, with BEGIN before it if the query is the first statement of a transaction."""
-        if self._is_open or AUTOCOMMIT.__get__(self) or STATUS.__get__(self) != STATUS_READY:
+        self.settle()
+        is_begun = self._is_open or STATUS.__get__(self) != STATUS_READY
+        if is_begun or self._is_entered or AUTOCOMMIT.__get__(self) or not (query and self.is_plain):
             return query
-        if not (query and self.is_plain):
-            return query
-        AUTOCOMMIT.__set__(self, True)
-        self._is_open = True
+        self._take_over()
         if isinstance(query, str):
             return BEGIN + query
         return BEGIN.encode() + query if isinstance(query, bytes) else SQL(BEGIN) + query
@@ -117,6 +118,7 @@ class OneTripConnection(OwnConnection):
 
     def commit(self) -> None:
         """Commit the transaction. Raises psycopg2.Error, also if PostgreSQL refuses the statement of ``at_commit``."""
+        self.settle()
         joined, self._at_commit = self._at_commit, NOTHING
         if self._is_open:
             try:
@@ -134,6 +136,7 @@ class OneTripConnection(OwnConnection):
 
     def rollback(self) -> None:
         """Roll the transaction back."""
+        self.settle()
         self._at_commit = NOTHING
         if self._is_open:
             self._end(b"ROLLBACK")
@@ -150,38 +153,61 @@ class OneTripConnection(OwnConnection):
         try:
             return self._execute(command)
         finally:
-            self.notice_end()
+            self.settle()
 
     def _execute(self, command: bytes) -> list[tuple[Any, ...]]:
         with super().cursor(cursor_factory=DriverCursor) as cursor:
             cursor.execute(command)
             return cursor.fetchall() if cursor.description else []
 
-    def notice_end(self) -> None:
-        """Leave the next transaction to ``opening`` or psycopg2 if PostgreSQL has ended the open transaction."""
-        if self._is_open and not self.closed and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
-            self._leave_to_driver()
+    def settle(self) -> None:
+        """Let this object agree with PostgreSQL about the transaction.
 
-    def _leave_to_driver(self) -> None:
-        self._is_open = False
-        AUTOCOMMIT.__set__(self, False)
+        They may differ after a statement such as COMMIT, an error, or an exception that another thread has raised in
+        this one.
+        """
+        if self.closed or STATUS.__get__(self) != STATUS_READY or self._is_entered:
+            return
+        is_idle = self.get_transaction_status() == TRANSACTION_STATUS_IDLE
+        if self._is_open and is_idle:
+            self.leave_to_driver()
+        elif not is_idle and (self._is_open or not AUTOCOMMIT.__get__(self)):
+            self._take_over()
+
+    def _take_over(self) -> None:
+        self._is_open = True
+        AUTOCOMMIT.__set__(self, True)
+
+    def leave_to_driver(self) -> None:
+        """Let psycopg2 send BEGIN and COMMIT. If a transaction is open, PostgreSQL warns of the second BEGIN."""
+        if self._is_open:
+            AUTOCOMMIT.__set__(self, False)
+            self._is_open = False
+
+    def __enter__(self) -> Self:
+        """Begin a block that psycopg2 ends with COMMIT or ROLLBACK."""
+        self.settle()
+        self.leave_to_driver()
+        self._is_entered = True
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """Commit, or roll back after an exception."""
+        self._is_entered = False
+        super().__exit__(*error)
 
     def refuse_in_transaction(self, what: str) -> None:
         """Raise ProgrammingError in an open transaction, as psycopg2 does in the transactions that it begins itself."""
         if self._is_open:
             raise psycopg2.ProgrammingError(f"{what} cannot be used inside a transaction")
 
-    def cursor(self, *arguments: Any, **options: Any) -> Any:
-        """Return a new cursor. For a named cursor, psycopg2 must know of the transaction."""
-        if self._is_open and (options.get("name") or (arguments and arguments[0])):
-            self._leave_to_driver()  # psycopg2 sends BEGIN again, and PostgreSQL answers with a warning
-        return super().cursor(*arguments, **options)
-
     def lobject(self, *arguments: Any, **options: Any) -> Any:
         """Return a large object. psycopg2 must know of the transaction."""
-        if self._is_open:
-            self._leave_to_driver()
-        return super().lobject(*arguments, **options)
+        self.leave_to_driver()
+        try:
+            return super().lobject(*arguments, **options)
+        finally:
+            self.settle()
 
     def set_session(self, *arguments: Any, **options: Any) -> None:
         """Set the isolation level and the kind of the next transactions."""
@@ -211,11 +237,13 @@ class OwnCursor(DriverCursor):
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """Execute ``query``, in a transaction unless the connection is in autocommit."""
-        if self.name is None:  # psycopg2 declares a named cursor, and must know of its transaction
-            query = self.connection.opening(query)
         try:
+            if self.name is None:
+                query = self.connection.opening(query)
+            else:  # psycopg2 refuses named cursors in autocommit
+                self.connection.leave_to_driver()
             super().execute(query, vars)
         except BaseException:
-            self.connection.notice_end()
+            self.connection.settle()
             raise
         self.connection.has_answered = True

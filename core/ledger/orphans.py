@@ -74,7 +74,7 @@ COUNTS = text("""
 
 NEWEST = text("""
     SELECT * FROM rota_runs WHERE state = 'orphaned' AND (CAST(:jobs AS text[]) IS NULL OR job = ANY(:jobs))
-    ORDER BY id DESC LIMIT :limit
+    ORDER BY finished_at DESC, id DESC LIMIT :limit
 """)
 
 #: A queued slot becomes ``retrying``. Otherwise a misfire policy would record it as missed, although a person asked for
@@ -83,7 +83,7 @@ ADOPT = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs
         WHERE state = 'orphaned' AND job = :job AND (CAST(:run_ids AS bigint[]) IS NULL OR id = ANY(:run_ids))
-        ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED
+        ORDER BY finished_at, id LIMIT :batch FOR UPDATE SKIP LOCKED
     )
     UPDATE rota_runs SET
         state = CASE WHEN former_state = 'queued' AND slot IS NOT NULL THEN 'retrying'
@@ -108,7 +108,7 @@ WITH_ABSENT = text("""
 READOPT = text("""
     WITH batch AS MATERIALIZED (
         SELECT id FROM rota_runs WHERE state = 'orphaned' AND job = :job AND reason = 'absent'
-        ORDER BY id LIMIT :batch FOR UPDATE SKIP LOCKED
+        ORDER BY finished_at, id LIMIT :batch FOR UPDATE SKIP LOCKED
     )
     UPDATE rota_runs SET
         state = coalesce(former_state, 'queued'),

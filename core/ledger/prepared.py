@@ -115,6 +115,10 @@ def cursor_with(statements: Sequence[Prepared], connection: Connection) -> Itera
     except psycopg2.Error as error:
         driver.judge_own(error)
         raise _explained(statements[-1].name, error, connection, driver) from error
+    except BaseException as error:
+        if not isinstance(error, Exception):  # an interruption, after which SQLAlchemy also closes the connection
+            connection.invalidate(error)
+        raise
 
 
 def _explained(name: str, error: psycopg2.Error, connection: Connection, driver: WatchedConnection) -> BaseException:

@@ -46,14 +46,21 @@ WAITING = text(f"""
 """)  # noqa: S608 — constants
 
 
-#: Runs that wait for another run or for a limit are left out.
+#: The due time of the run of each job that was sent first, by one step in an index for each job. Runs that wait for
+#: another run or for a limit are left out.
 OLDEST_SENT = text(f"""
-    SELECT queue, min(due_at) AS due_at FROM unnest(CAST(:queues AS text[])) AS wanted (queue), LATERAL (
-        SELECT due_at FROM rota_runs
-        WHERE rota_runs.queue = wanted.queue AND {IS_SENT} AND sent_at < 'infinity'
-          AND job <> ALL (CAST(:held AS text[]))
-        LIMIT :most) AS sent
-    GROUP BY queue
+    SELECT queue, oldest.due_at FROM unnest(CAST(:queues AS text[])) AS wanted (queue), LATERAL (
+        WITH RECURSIVE first (job, sent_at, due_at) AS (
+            (SELECT job, sent_at, due_at FROM rota_runs WHERE rota_runs.queue = wanted.queue AND {IS_SENT}
+             ORDER BY job, sent_at LIMIT 1)
+            UNION ALL
+            SELECT next.job, next.sent_at, next.due_at FROM first, LATERAL (
+                SELECT job, sent_at, due_at FROM rota_runs
+                WHERE rota_runs.queue = wanted.queue AND {IS_SENT} AND rota_runs.job > first.job
+                ORDER BY job, sent_at LIMIT 1) AS next)
+        SELECT min(due_at) AS due_at FROM first
+        WHERE sent_at < 'infinity' AND job <> ALL (CAST(:held AS text[]))) AS oldest
+    WHERE oldest.due_at IS NOT NULL
 """)  # noqa: S608 — constants
 
 
@@ -66,9 +73,9 @@ def waiting(connection: Connection, queues: list[str], held: Collection[str] = (
 
 
 def oldest_sent(connection: Connection, queues: list[str], held: Collection[str] = ()) -> dict[str, datetime]:
-    """Return the due time of the oldest run of each queue that was sent to workers, and that no worker has started.
+    """Return a due time for each queue with runs that were sent to workers, and that no worker has started.
 
-    At most ``MOST_COUNTED`` runs of each queue are read. The jobs ``held`` are left out.
+    The due time is the earliest among the runs that were sent first of each job. The jobs ``held`` are left out.
     """
-    rows = connection.execute(OLDEST_SENT, {"queues": queues, "most": MOST_COUNTED, "held": sorted(held)})
+    rows = connection.execute(OLDEST_SENT, {"queues": queues, "held": sorted(held)})
     return {row.queue: row.due_at for row in rows}

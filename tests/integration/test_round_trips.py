@@ -12,6 +12,7 @@ import pytest
 from psycopg2 import extensions, sql
 from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from core import database as databases
@@ -187,6 +188,65 @@ class TestAsPsycopg2:
             assert cursor.fetchall() == [(1,)]
         insert(driver, 2)
         driver.rollback()
+
+        assert numbers(engine) == []
+
+    def test_a_named_cursor_that_cannot_be_opened_leaves_the_transaction(self, engine, driver):
+        insert(driver, 1)
+        with driver.cursor("named") as cursor, pytest.raises(psycopg2.ProgrammingError, match="can't adapt"):
+            cursor.execute("SELECT %s", (object(),))
+        driver.rollback()
+
+        assert driver.get_transaction_status() == extensions.TRANSACTION_STATUS_IDLE
+        assert (numbers(engine), driver.autocommit) == ([], False)
+
+    def test_a_stream_that_cannot_begin_leaves_nothing_to_the_next_session(self, engine):
+        with Session(engine) as session:
+            session.execute(text("INSERT INTO rows VALUES (1)"))
+            with pytest.raises(SQLAlchemyError):
+                session.execute(text("SELECT :x").execution_options(yield_per=1), {"x": object()})
+        with Session(engine) as session:
+            session.execute(text("INSERT INTO rows VALUES (2)"))
+            session.commit()
+
+        assert numbers(engine) == [2]
+
+    def test_an_exception_between_the_steps_of_beginning_begins_nothing(self, engine, driver):
+        """A time limit may raise in any thread, at any place."""
+        driver._is_open = True
+        insert(driver, 1)
+        driver.rollback()
+
+        assert (numbers(engine), driver.autocommit) == ([], False)
+
+    @pytest.mark.parametrize("command", ["COMMIT", "ROLLBACK"])
+    def test_after_a_commit_as_text_a_new_transaction_begins(self, engine, driver, command):
+        insert(driver, 1)
+        with driver.cursor() as cursor:
+            cursor.execute(command)
+        insert(driver, 2)
+        driver.rollback()
+
+        assert numbers(engine) == ([1] if command == "COMMIT" else [])
+
+    @pytest.mark.parametrize("before", [True, False])
+    @pytest.mark.parametrize("within", [True, False])
+    def test_a_block_commits(self, engine, driver, before, within):
+        if before:
+            insert(driver, 1)
+        with driver:
+            if within:
+                insert(driver, 2)
+        insert(driver, 3)
+        driver.rollback()
+
+        assert numbers(engine) == [1] * before + [2] * within
+        assert (driver.status, driver.autocommit) == (extensions.STATUS_READY, False)
+
+    def test_a_block_that_raises_rolls_back(self, engine, driver):
+        insert(driver, 1)
+        with pytest.raises(psycopg2.errors.UniqueViolation), driver:
+            insert(driver, 1)
 
         assert numbers(engine) == []
 

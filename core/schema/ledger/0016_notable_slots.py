@@ -2,6 +2,9 @@
 
 Creating the index reads the whole table and blocks writes to it: for about a second with a million runs of history. A
 run that succeeds in time never enters the index.
+
+The next migrations, in the same transaction, need a lock that also blocks reads. The lock is taken at the beginning, so
+that a transaction which holds the table is noticed before an index is built.
 """
 
 from alembic import op
@@ -16,6 +19,7 @@ IS_NOTABLE = (
 
 
 def upgrade() -> None:
+    op.execute("LOCK TABLE rota_runs IN ACCESS EXCLUSIVE MODE")
     op.execute(f"CREATE INDEX rota_runs_notable ON rota_runs (job, slot) WHERE {IS_NOTABLE}")
 
 

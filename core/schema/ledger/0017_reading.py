@@ -4,7 +4,7 @@ There is one index less than before. ``rota_runs_slot`` also has requests with a
 the insertion nor the claim of a run writes more. ``rota_runs_unhappy`` and ``rota_runs_unhappy_of_job`` replace three
 indexes; a run that succeeds has no entry in them.
 
-Creating the indexes reads the whole table three times and blocks writes to it: for a few seconds with a million runs of
+Creating the indexes reads the whole table three times and blocks the table: for a few seconds with a million runs of
 history.
 """
 

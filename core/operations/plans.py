@@ -8,7 +8,7 @@ be lost for good. ``core/operations/carrying_out.py`` carries it out.
 import dataclasses
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row
@@ -90,6 +90,8 @@ class Plan(Shape):
     expires_at: Instant
     #: Whether the plan can no longer be confirmed, since it was not confirmed in time.
     is_expired: bool
+    #: The conditions by which the runs were selected. A key and texts that may be personal data are not told.
+    conditions: dict[str, Any]
     #: The first runs in their present state.
     runs: list[Run]
     leftovers: list[leftovers.Item]
@@ -163,12 +165,15 @@ def of_runs(connection: Connection, registry: Registry, wanted: Wanted, actor: A
     if not selection.is_one_way:
         raise SelectionError("give the runs' ids, or select runs by a job, a queue, a reason or another condition")
     searched.refuse_unseen(access.view(connection, actor), error=selection.error, args=selection.args)
-    searched.refuse_secret(redactor(connection, registry), selection.args, selection.job)
+    hiding = redactor(connection, registry)
+    searched.refuse_secret(hiding, selection.args, selection.job)
     if selection.ids:
         selection.runs(connection, registry, states)
         chosen = operations.Filter(states)
     else:
         chosen = selection.filter(connection, registry, states)
+    if chosen.jobs is None and chosen.args:
+        chosen = replace(chosen, jobs=hiding.known)  # as in a list: arguments of other jobs are hidden
     absolute = {"since": chosen.since, "until": chosen.until}
     criteria = {**selection.criteria, **{name: at.isoformat() for name, at in absolute.items() if at is not None}}
     plan_id = plans.create(connection, wanted.action, options(wanted, criteria), actor.name)
@@ -249,6 +254,7 @@ def shown(connection: Connection, registry: Registry, plan_id: int, actor: Actor
         least_seconds=None if rate is None else (row.total - 1) / rate,
         expires_at=row.expires_at,
         is_expired=row.state == "planned" and row.is_expired,
+        conditions=row.options["criteria"],
         runs=shapes(connection, [hiding.run(run) for run in runs if run is not None]),
         leftovers=[leftovers.item(leftovers.unpacked(each.place)) for each in items if each.place is not None],
         confirm=Confirmation(digest=row.digest, phrase=phrase(row)),

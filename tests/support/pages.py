@@ -16,6 +16,8 @@ class Form:
     action: str
     method: str
     fields: dict[str, str] = field(default_factory=dict)
+    #: The hidden fields, each with all its values.
+    hidden: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Read(HTMLParser):
@@ -51,6 +53,8 @@ class Read(HTMLParser):
             self.forms.append(Form(given.get("action", ""), given.get("method", "get")))
         if tag in {"input", "button", "select", "textarea"} and self.forms and "name" in given:
             self.forms[-1].fields.setdefault(given["name"], given.get("value", ""))
+            if given.get("type") == "hidden":
+                self.forms[-1].hidden.setdefault(given["name"], []).append(given.get("value", ""))
 
     def handle_startendtag(self, tag, attrs):
         self.handle_starttag(tag, attrs)

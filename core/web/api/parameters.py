@@ -1,5 +1,6 @@
 """Parameters that several routes have. All are bounded, and a text that PostgreSQL cannot store is refused."""
 
+from inspect import signature
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Path, Query
@@ -63,6 +64,8 @@ def view(connection: Reading, caller: Caller) -> View:
     return access.view(connection, caller)
 
 
+#: The names of these conditions in an address.
+CONDITIONS = tuple(signature(chosen).parameters)
 Chosen = Annotated[Selection, Depends(chosen)]
 Seen = Annotated[View, Depends(view)]
 Arguments = Annotated[dict[str, Any], Field(max_length=200)]

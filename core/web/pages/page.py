@@ -22,6 +22,8 @@ from core.web.pages.rendering import address, rendered
 SAID = "rota-said"
 SAID_SECONDS = 30
 LONGEST_SAID = 500
+#: Parameters of addresses that may have several values.
+SEVERAL = frozenset({"arg"})
 #: The pages to which every page has a link in its head, and their names.
 NAV = (
     ("/", "Now"),
@@ -87,9 +89,13 @@ class Page:
         own = str(self.request.scope["path"]).removeprefix(str(self.request.scope["root_path"]))
         return own == path or (path != "/" and own.startswith(f"{path}/"))
 
-    def filter(self, *without: str) -> dict[str, str]:
-        """Return the parameters of this address, except those that say which part of a list is shown."""
-        return {name: value for name, value in self.request.query_params.items() if name not in without}
+    def filter(self, *names: str) -> dict[str, str | list[str]]:
+        """Return the parameters of this address with these names. Other parameters mean nothing to the page.
+
+        Those of ``SEVERAL`` are lists. Of any other parameter only the last value counts.
+        """
+        given = self.request.query_params
+        return {name: given.getlist(name) if name in SEVERAL else given[name] for name in names if name in given}
 
     def may(self, action: Action) -> bool:
         """Return whether the role of the person allows an action."""

@@ -11,7 +11,7 @@ from core.operations.plans import Operation
 from core.web.api import plans as api
 from core.web.api.ledger import Changing, Jobs, Ledger, Reading
 from core.web.api.parameters import Limit
-from core.web.api.plans import Chosen, Confirming, NewPlan, PlanId
+from core.web.api.plans import Confirming, NewPlan, PlanId
 from core.web.pages import forms
 from core.web.pages import page as pages
 from core.web.pages.forms import Form, Sent
@@ -27,6 +27,10 @@ CONSEQUENCES: Mapping[str, str] = {
     "adopt": "Each run returns to the state that it had.",
     "cleanup": "Each message or result is removed from Redis.",
 }
+#: The fields of a form that are not conditions, and what ``NewPlan`` calls them.
+TOLD = {"action": "action", "rate": "rate", "full": "full", "why": "reason"}
+#: The fields of a form that may have several values, and what ``Chosen`` calls them.
+LISTS = {"ids": "ids", "arg": "args"}
 
 
 @router.post("/plans")
@@ -38,11 +42,17 @@ def make(page: Shown, connection: Changing, registry: Jobs, form: Form) -> Respo
 
 
 def given(form: Sent) -> dict[str, Any]:
-    """Return the plan that a form asks for. Without chosen runs, the conditions count."""
-    conditions = {name: forms.first(form, name) for name in Chosen.model_fields if name != "ids"}
-    chosen = {"ids": form["ids"]} if "ids" in form else {name: each for name, each in conditions.items() if each}
-    told = {name: forms.first(form, name) for name in ("action", "rate", "full")}
-    return {**told, "select": chosen, "reason": forms.first(form, "why")}
+    """Return the plan that a form asks for. Each field counts: the model refuses one that it does not know, or that has
+    more values than it takes.
+    """
+    sent = {name: values if name in LISTS else alone(values) for name, values in form.items()}
+    told = {field: sent.pop(name) for name, field in TOLD.items() if name in sent}
+    return {**told, "select": {LISTS.get(name, name): value for name, value in sent.items()}}
+
+
+def alone(values: list[str]) -> str | list[str]:
+    """Return the only value, or all values, which a field with one value refuses."""
+    return values[0] if len(values) == 1 else values
 
 
 @router.get("/plans/{plan_id}")
@@ -69,7 +79,7 @@ def listed(
 ) -> Response:
     """List operations, the newest first."""
     found = plans.listed(connection, page.caller, limit=limit, before=before)
-    return page.shown("operations.html", found=found, chosen=page.filter("before"), is_first=before is None)
+    return page.shown("operations.html", found=found, chosen=page.filter("limit"), is_first=before is None)
 
 
 @router.get("/operations/{plan_id}")

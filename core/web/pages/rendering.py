@@ -47,17 +47,19 @@ environment.filters.update(
 environment.globals.update(hidden=HIDDEN)
 
 
-def address(prefix: str, path: str, **query: Any) -> str:
-    """Return an address of the service. Parameters that are None or empty are left out."""
+def address(prefix: str, path: str, /, **query: Any) -> str:
+    """Return an address of the service. Parameters that are None or empty are left out, and a list gives one for each
+    of its values.
+    """
     given = {name: value for name, value in query.items() if value is not None and value != ""}
-    return f"{prefix}{quote(path)}{'?' if given else ''}{urlencode(given)}"
+    return f"{prefix}{quote(path)}{'?' if given else ''}{urlencode(given, doseq=True)}"
 
 
 def rendered(request: Request, template: str, status: int = 200, **values: Any) -> Response:
     """Return a page. It is compressed if the browser reads that."""
     prefix = str(request.scope["root_path"])
     text = environment.get_template(template).render(
-        at=lambda path, **query: address(prefix, path, **query),
+        at=lambda path, /, **query: address(prefix, path, **query),
         asset=lambda name: prefix + assets.address(name),
         **values,
     )

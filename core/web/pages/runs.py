@@ -9,7 +9,7 @@ from core.operations import listing, plans, why
 from core.operations.listing import Details
 from core.web.api import runs as api
 from core.web.api.ledger import Jobs, Ledger, Reading
-from core.web.api.parameters import Chosen, Limit, RunId, Seen, StateName
+from core.web.api.parameters import CONDITIONS, Chosen, Limit, RunId, Seen, StateName
 from core.web.api.runs import Reason
 from core.web.pages import forms
 from core.web.pages import page as pages
@@ -41,7 +41,11 @@ def listed(
     """List runs, the newest first."""
     found = listing.page(connection, registry, chosen, limit=limit, cursor=cursor, view=seen)
     return page.shown(
-        "runs.html", found=found, chosen=page.filter("cursor"), states=get_args(StateName), is_first=cursor is None
+        "runs.html",
+        found=found,
+        chosen=page.filter(*CONDITIONS, "limit"),
+        states=get_args(StateName),
+        is_first=cursor is None,
     )
 
 

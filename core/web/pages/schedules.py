@@ -99,7 +99,7 @@ def listed(
         picture=Picture(board, zone, str(page.request.scope["root_path"])),
         groups=grouped(shown),
         all=board.drawn,
-        chosen={name: value for name, value in page.request.query_params.items() if name != "span"},
+        chosen=page.filter("plugin", "standing"),
         standings=Counter(each.strip.standing for each in board.drawn),
         plugins=Counter(each.strip.plugin for each in board.drawn),
         spans=SPANS,

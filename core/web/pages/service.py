@@ -72,7 +72,7 @@ def of_audit(
     return page.shown(
         "audit.html",
         entries=found,
-        chosen=page.filter("before"),
+        chosen=page.filter("actor", "action", "since", "limit"),
         next=found[-1].id if len(found) == limit else None,
         is_first=before is None,
         actions=get_args(rows.Action),

@@ -4,7 +4,6 @@ import secrets
 from typing import Annotated, Any
 
 from fastapi import Query
-from pydantic import Field as Bounded
 from sqlalchemy import Connection
 from starlette.responses import Response
 
@@ -19,7 +18,7 @@ from core.operations.runs import refuse_unknown
 from core.operations.selection import Selection
 from core.web.api.jobs import JobName
 from core.web.api.ledger import Jobs, Ledger, Reading
-from core.web.api.parameters import Body, Key, Seen
+from core.web.api.parameters import Body, Key, Name, Seen
 from core.web.pages import arguments, forms
 from core.web.pages import page as pages
 from core.web.pages.forms import Form, Sent
@@ -28,14 +27,13 @@ from core.web.pages.page import Page, Shown
 router = pages.router()
 
 RUNS_SHOWN = 10
-Once = Annotated[str, Bounded(min_length=1, max_length=200)]
 
 
 class Wanted(Body):
     """The key of the requested run, and what tells two requests of the same form apart."""
 
     key: Key = ""
-    once: Once | None = None
+    once: Name | None = None
 
 
 @router.get("/jobs")
@@ -96,7 +94,7 @@ def shown(
 
 
 @router.post("/jobs/{name}/runs")
-def request(name: JobName, page: Shown, engine: Ledger, registry: Jobs, seen: Seen, form: Form) -> Response:
+def request(name: JobName, page: Shown, engine: Ledger, registry: Jobs, form: Form) -> Response:
     """Request a run, and show it. If its arguments do not fit, show the form again."""
     wanted = forms.checked(Wanted, {field: forms.first(form, field) for field in Wanted.model_fields})
     found = arguments.fields(declared.json_schema(registry.job(name)))
@@ -105,6 +103,7 @@ def request(name: JobName, page: Shown, engine: Ledger, registry: Jobs, seen: Se
         made = requests.request(engine, registry, name, page.caller, key=wanted.key, args=args, once=wanted.once)
     except BadArguments as error:
         with engine.connect() as connection:
+            seen = access.view(connection, page.caller)
             return shown(page, connection, registry, seen, name, key=wanted.key, wrong=str(error), sent=form)
     held = " It waits for the end of a pause." if made.pauses else ""
     return page.back(page.place(f"/runs/{made.run_id}"), f"Run {made.run_id} of {name} is requested.{held}")

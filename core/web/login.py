@@ -35,6 +35,7 @@ async def log_in(request: Request) -> Response:
     callers.refuse_cross_origin(request)
     form = parse_qs((await request.body()).decode(errors="replace"))
     secret, back = (form.get(name, [""])[0] for name in ("secret", "back"))
+    places.want(request, back)
     return await run_in_threadpool(begin, request, secret, back)
 
 

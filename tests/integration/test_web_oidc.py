@@ -18,6 +18,7 @@ from core.web import oidc
 from core.web.oidc import Flow, Provider
 from tests.support import oidc_provider
 from tests.support.eventually import eventually
+from tests.support.pages import BROWSER, read
 from tests.support.web import serving
 
 SECRET = "the-secret-of-the-client"
@@ -98,6 +99,30 @@ def test_a_person_logs_in_at_a_real_provider(ledger):
         answer = client.get(oidc_provider.consent(begin(client), "ben"), follow_redirects=False)
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
         assert client.get("/api/v1/me").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [("/runs?state=dead", "/runs?state=dead"), ("//evil.example", "/"), ("", "/"), ("/" + "é" * 1999, "/")],
+)
+def test_the_page_that_was_wanted_is_shown_after_a_log_in_at_the_provider(client, provider, wanted, shown):
+    page = read(client.get("/login", params={"back": wanted}, headers=BROWSER))
+    (link,) = [each for each in page.links if each.startswith("/login/oidc")]
+    address = client.get(link, follow_redirects=False).headers["Location"]
+
+    answer = finish(client, provider.code(address))
+
+    assert answer.headers["Location"] == shown
+
+
+def test_a_log_in_that_the_provider_refuses_does_not_forget_the_page_that_was_wanted(client):
+    address = client.get("/login/oidc", params={"back": "/runs?state=dead"}, follow_redirects=False).headers["Location"]
+    (state,) = parse_qs(urlsplit(address).query)["state"]
+
+    answer = client.get(f"/login/oidc/back?error=access_denied&state={state}", headers=BROWSER)
+
+    assert answer.status_code == 401
+    assert read(answer).forms[0].fields["back"] == "/runs?state=dead"
 
 
 def test_the_verifier_and_the_client_are_shown_to_the_provider(client, provider):

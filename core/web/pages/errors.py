@@ -29,13 +29,20 @@ def page(scope: Mapping[str, Any], problem: Any, headers: Mapping[str, str]) -> 
     path = str(scope["path"]).removeprefix(str(scope["root_path"]))
     if problem.status != 401:
         answer = rendered(
-            request, "error.html", problem.status, problem=problem, again=AGAIN_SECONDS, back=came_from(request)
+            request,
+            "error.html",
+            problem.status,
+            problem=problem,
+            asks_again=problem.status == 503 and request.method in {"GET", "HEAD"},
+            again=AGAIN_SECONDS,
+            back=came_from(request),
         )
     elif path.startswith("/login"):
         has_provider = request.app.state.service.provider is not None
+        back = places.wanted(request)
         answer = rendered(
-            request, "login.html", 401, said=problem.detail, link="", has_provider=has_provider, back=""
-        )  # fmt: skip
+            request, "login.html", 401, said=problem.detail, link="", has_provider=has_provider, back=back
+        )
     else:
         place = places.of(request) if request.method == "GET" else ""
         answer = RedirectResponse(address(scope["root_path"], "/login", back=place), 303)

@@ -17,6 +17,16 @@ def of(request: Request) -> str:
     return f"{path}?{query}" if query else path
 
 
+def want(request: Request, place: str) -> None:
+    """Keep the place that a browser wanted before its log-in, for the page that follows if the log-in fails."""
+    request.state.wanted = checked(place, str(request.scope["root_path"])) if place else ""
+
+
+def wanted(request: Request) -> str:
+    """Return the place that ``want`` has kept for this request, or an empty text."""
+    return str(getattr(request.state, "wanted", ""))
+
+
 def checked(place: str, prefix: str) -> str:
     """Return ``place``, or the first page if it is not a place within the service."""
     is_ours = SAFE.fullmatch(place) and (not prefix or place.startswith(f"{prefix}/"))

@@ -4,7 +4,7 @@ The list has the slots in the ledger. For a job with a declared schedule it also
 """
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Literal
 
@@ -16,10 +16,10 @@ from core.ledger import history
 from core.ledger.models import State
 from core.operations.json_shape import Instant, Shape
 from core.operations.runs import refuse_unknown
+from core.operations.times import EARLIEST, LATEST
 
 MOST_SLOTS = 1000
 LONGEST = timedelta(days=366)
-EARLIEST, LATEST = datetime(1971, 1, 1, tzinfo=UTC), datetime(2199, 1, 1, tzinfo=UTC)
 
 
 class Slot(Shape):
@@ -48,7 +48,7 @@ def listed(connection: Connection, registry: Registry, job: str, key: str, after
     refuse_unknown(connection, registry, job)
     if after.utcoffset() is None or before.utcoffset() is None:
         raise BadTime("give times with their offset, such as 2026-03-29T02:30:00+00:00", "from")
-    if not after < before <= after + LONGEST or not EARLIEST < after < LATEST:
+    if not EARLIEST < after < LATEST or not after < before <= after + LONGEST:
         raise BadTime(f"give a span of up to {LONGEST.days} days, which ends after its start", "to")
     now = history.now(connection)
     recorded = {run.slot: run for run in history.of_slots(connection, job, key, after, before, most=MOST_SLOTS + 1)}

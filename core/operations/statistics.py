@@ -74,6 +74,7 @@ def of_job(
     now = history.now(connection)
     begin, end = times.past(since or BY_DEFAULT, now, "since"), times.past(until, now, "until") or now
     assert begin is not None
+    times.within(begin, "since")
     if begin >= end:
         raise BadTime("the span must end after its start", "since")
     step = step_of(begin, end, now)

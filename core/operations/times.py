@@ -11,6 +11,8 @@ TIME_OF_DAY = re.compile(r"\d{1,2}:\d\d(:\d\d)?")
 WITH_SECONDS = re.compile(r":\d\d:\d\d")
 SPAN = re.compile(r"(\d+[smhdw])+")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+#: Times that are shown or compared are between these, so that no arithmetic and no time zone leaves the calendar.
+EARLIEST, LATEST = datetime(1971, 1, 1, tzinfo=UTC), datetime(2199, 1, 1, tzinfo=UTC)
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 
 
@@ -87,6 +89,13 @@ def span(text: str) -> timedelta:
     if not SPAN.fullmatch(text):
         raise ValueError("expected a span such as 30m, 2h or 1d12h")
     return sum((timedelta(**{UNITS[unit]: int(count)}) for count, unit in re.findall(r"(\d+)(\w)", text)), timedelta())
+
+
+def within(instant: datetime, option: str) -> datetime:
+    """Return ``instant``. Raises BadTime, naming ``option``, unless it is from 1971 to 2198."""
+    if not EARLIEST < instant < LATEST:
+        raise BadTime("give a time from 1971 to 2198", option)
+    return instant
 
 
 def past(text: str | None, now: datetime, option: str) -> datetime | None:

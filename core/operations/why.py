@@ -86,6 +86,7 @@ def ask(
     except (ValueError, OverflowError) as error:
         expected = "expected 03:00, 2026-11-23T03:00 or 2026-11-23T03:00:00+00:00"
         raise BadTime(f"{at!r} is not a time ({error}); {expected}", "at") from None
+    times.within(moment.start, "at")
     hiding = redactor(connection, registry, view)
     answer = explain(connection, registry, job, key, moment, zone, view)
     return Explanation(

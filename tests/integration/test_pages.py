@@ -16,6 +16,7 @@ from core import Secret, every, job
 from core.jobs.registry import Plugin, Registry
 from core.plugins import loading
 from core.upkeep import carry_out_operation
+from core.web.pages import page as pages
 from tests.support.pages import BROWSER, OURS, local, read
 from tests.support.web import bearer, serving
 
@@ -80,6 +81,18 @@ def test_a_page_without_data(client, admin, path):
     assert answer.status_code == 200
     assert page.inline == []
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_documentation_has_every_page_of_the_menu():
+    table = (
+        (Path(core.__file__).parents[1] / "docs/web.md").read_text().partition("## Pages")[2].partition("## The API")[0]
+    )
+
+    assert [
+        path
+        for path, _ in (*pages.NAV, *pages.FURTHER, *pages.OF_EVERYTHING, *pages.FOR_ADMINS)
+        if f"`{path}`" not in table
+    ] == []
 
 
 @pytest.mark.parametrize("prefix", ["", "/x/rota"])
@@ -224,6 +237,14 @@ class TestLogIn:
         assert answer.status_code == 401
         assert "mistyped" in read(answer).text
 
+    def test_a_mistyped_token_does_not_forget_the_page_that_was_wanted(self, client):
+        sent = {"secret": "wrong", "back": "/runs?state=dead"}
+        (form,) = read(client.post("/login", data=sent, headers=OURS)).forms
+        (of_another,) = read(client.post("/login", data={**sent, "back": "//evil.example"}, headers=OURS)).forms
+
+        assert form.fields["back"] == "/runs?state=dead"
+        assert of_another.fields["back"] == "/"
+
 
 class TestErrors:
     def test_an_unknown_address_is_a_page_for_a_browser(self, client, operator):
@@ -251,7 +272,12 @@ class TestErrors:
 
         with serving(database_url=unreachable) as client:
             answer = client.get("/", headers={**operator, **BROWSER})
+            sent = client.post("/plans", data={"action": "retry"}, headers={**operator, **OURS})
 
+        assert sent.status_code == 503
+        assert "Nothing is known to be changed" in read(sent).text
+        assert "refresh" not in sent.text
+        assert "Ask again" not in sent.text
         assert answer.status_code == 503
         assert "PostgreSQL" in read(answer).text
         assert '<meta http-equiv="refresh" content="5">' in answer.text
@@ -493,6 +519,19 @@ class TestPauses:
         assert paused.url.path == resumed.url.path == "/jobs/close-day"
         assert "job:close-day is paused." in read(paused).text
         assert "The pause of job:close-day has ended." in read(resumed).text
+
+
+class TestNow:
+    @pytest.mark.parametrize(
+        ("scope", "is_theirs"), [("queue:mail", True), ("everything", True), ("job:close-day", False)]
+    )
+    def test_a_person_with_limits_sees_the_pauses_of_their_jobs(self, client, database, operator, scope, is_theirs):
+        client.post("/pauses", data={"scope": scope, "back": "/pauses"}, headers={**operator, **OURS})
+
+        text = read(client.get("/", headers=bearer(database, "viewer", plugins=["mail"]))).text
+
+        assert (f"{scope}, by the-operator" in text) == is_theirs
+        assert ("nothing is paused" in text) != is_theirs
 
 
 class TestTokens:

@@ -109,6 +109,24 @@ def test_run_now_pause_and_resume(client, operator, ledger):
     assert ledger.value("SELECT count(*) FROM rota_pauses WHERE until > now()") == 0
 
 
+def test_run_now_that_is_sent_twice_requests_one_run(client, operator, ledger):
+    address = "/schedules/daily-statistics"
+    (form,) = [form for form in read(client.get(address, headers=operator)).forms if form.action == f"{address}/run"]
+
+    for _ in range(2):
+        assert client.post(form.action, data=form.fields, headers={**operator, **OURS}).status_code == 200
+
+    assert len(ledger.runs("daily-statistics")) == 1
+
+
+@pytest.mark.parametrize("until", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59Z"])
+def test_a_time_at_the_end_of_the_calendar_is_refused(client, operator, until):
+    answer = client.get("/schedules/daily-statistics", params={"until": until}, headers=operator)
+
+    assert answer.status_code == 409
+    assert "from 1971 to 2198" in read(answer).text
+
+
 @pytest.mark.parametrize("deed", ["run", "pause", "resume"])
 def test_a_viewer_is_refused(client, viewer, deed):
     assert client.post(f"/schedules/daily-statistics/{deed}", headers={**viewer, **OURS}).status_code == 403

@@ -4,6 +4,7 @@ import asyncio
 import time
 import zlib
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 import pytest
 
@@ -13,6 +14,7 @@ from core.operations import tokens
 from core.operations.tokens import Wanted
 from core.web import envelope
 from core.web.envelope import Envelope
+from tests.support.web import bearer
 
 ADMIN = Actor("ann", "cli")
 #: It has the right form and checksum, and belongs to nobody.
@@ -109,6 +111,41 @@ def test_a_search_is_no_pattern(client, operator, ledger, search):
     found = client.get("/api/v1/runs", params={"state": "dead", "error": search}, headers=operator).json()["items"]
 
     assert [run["id"] for run in found] == [wanted]
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00+00:00", "0001-01-01T00:00", "9999-12-31T23:59+00:00"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/why?job=count&at={}",
+        "/api/v1/why?job=count&at={}",
+        "/api/v1/jobs/count/statistics?since={}",
+        "/api/v1/jobs/count/statistics?until={}",
+        "/api/v1/jobs/count/slots?from={}&to={}",
+        "/api/v1/jobs/count/slots?from=2026-01-01T00:00Z&to={}",
+        "/api/v1/jobs/count/slots?from=9999-12-01T00:00Z&to={}",
+        "/api/v1/runs?since={}&until=2h",
+        "/runs?until={}",
+        "/audit?since={}",
+    ],
+)
+def test_a_time_at_the_end_of_the_calendar_is_no_fault_of_the_service(client, operator, path, at):
+    answer = client.get(path.replace("{}", quote(at)), headers=operator)
+
+    assert answer.status_code < 500, answer.text
+
+
+def test_a_nul_is_refused_wherever_a_name_is_sent(client, database):
+    admin = {**bearer(database, "admin"), "Sec-Fetch-Site": "same-origin"}
+
+    for path, sent in (
+        ("/tokens/revoke", {"name": "a\0b"}),
+        ("/schedules/count/run", {"once": "a\0b"}),
+        ("/schedules/count/run", {"key": "a\0b"}),
+        ("/jobs/count/runs", {"once": "a\0b"}),
+    ):
+        assert client.post(path, data=sent, headers=admin).status_code == 422, path
+    assert client.delete("/api/v1/tokens/%00", headers=admin).status_code == 422
 
 
 async def answered(application, receive):

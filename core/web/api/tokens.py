@@ -11,6 +11,7 @@ from core.operations import tokens
 from core.operations.json_shape import Shape
 from core.operations.tokens import Created, Token, Wanted
 from core.web.api.ledger import Changing, Reading
+from core.web.api.parameters import Name
 from core.web.callers import Caller
 
 router = APIRouter(tags=["Tokens"])
@@ -66,6 +67,6 @@ def create(wanted: NewToken, connection: Changing, caller: Caller) -> Created:
 
 
 @router.delete("/tokens/{name}", status_code=204)
-def revoke(name: Annotated[str, Path(max_length=100)], connection: Changing, caller: Caller) -> None:
+def revoke(name: Annotated[Name, Path()], connection: Changing, caller: Caller) -> None:
     """Revoke a token, and end the sessions that began with it. For admins."""
     tokens.revoke(connection, name, caller)

@@ -11,11 +11,12 @@ from starlette.responses import Response
 from core.jobs.registry import Registry
 from core.ledger import history
 from core.ledger import pauses as rows
-from core.operations import failures, pauses, queues, standings, workers
+from core.operations import failures, queues, standings, workers
 from core.operations.access import View
 from core.operations.service_health import Health
 from core.operations.standings import Overdue
 from core.web import health
+from core.web.api import pauses
 from core.web.api.ledger import Jobs, Reading
 from core.web.api.parameters import Seen
 from core.web.pages import page as pages
@@ -67,7 +68,7 @@ def now(
         failures=failures.grouped(connection, registry, FAILURES_OF, seen),
         processes=workers.listed(connection, registry, seen),
         queues=queues.listed(connection, registry, seen),
-        pauses=pauses.active(connection) if page.sees_all else [],
+        pauses=pauses.listed(connection, registry, seen),
         coming=coming(registry, at, seen)[:MOST_SHOWN],
         most=MOST_SHOWN,
     )

@@ -1,5 +1,6 @@
 """Schedules: a strip for each, with what became of its slots and why; and one schedule with its slots."""
 
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from core.errors import UnknownJob
 from core.jobs.registry import Registry
 from core.ledger import history
-from core.operations import access, requests, slots, strips
+from core.operations import access, requests, slots, strips, times
 from core.operations.slot_cells import Stretch
 from core.operations.strip_windows import DAY, HOUR, SpanName
 from core.operations.strips import Board, Drawn
@@ -26,6 +27,7 @@ from core.web.api.pauses import NewPause
 from core.web.pages import forms, instants, strip_drawing
 from core.web.pages import page as pages
 from core.web.pages.forms import Form
+from core.web.pages.jobs import Wanted
 from core.web.pages.page import Shown
 from core.web.pages.rendering import address
 from core.web.pages.strip_drawing import MOST_WITH_TIPS, Scale
@@ -138,7 +140,7 @@ def one(
     if not boards[0].drawn:
         raise UnknownJob(f"job {name!r} has no schedule")
     now = history.now(connection)
-    before = until if until is not None and until.utcoffset() is not None else now + AHEAD
+    before = times.within(until, "until") if until is not None and until.utcoffset() is not None else now + AHEAD
     length, found = listed_at_once(boards[0].drawn[0].strip.next_slots), None
     if job.schedule is not None or key is not None:
         found = slots.listed(connection, registry, name, key or "", before - length, before)
@@ -148,6 +150,7 @@ def one(
         job=job,
         key=key,
         zone=zone,
+        once=secrets.token_hex(16),
         pictures=[Picture(board, zone, prefix) for board in boards],
         strip=boards[0].drawn[0].strip,
         slots=found,
@@ -177,8 +180,8 @@ def board_of(
 @router.post("/schedules/{name}/run")
 def run(name: JobName, page: Shown, engine: Ledger, registry: Jobs, form: Form) -> Response:
     """Request a run of the job now, without arguments."""
-    key = forms.first(form, "key") or ""
-    asked = requests.request(engine, registry, name, page.caller, key=key, once=forms.first(form, "once"))
+    wanted = forms.checked(Wanted, {field: forms.first(form, field) for field in Wanted.model_fields})
+    asked = requests.request(engine, registry, name, page.caller, key=wanted.key, once=wanted.once)
     waits = " It waits until the pause ends." if asked.pauses else ""
     return page.back(forms.place(form), f"Run {asked.run_id} of {name} is requested.{waits}")
 

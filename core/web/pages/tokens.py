@@ -9,6 +9,7 @@ from starlette.responses import Response
 from core.operations import sessions, tokens
 from core.operations.tokens import Created, Wanted
 from core.web.api.ledger import Changing, Jobs, Reading
+from core.web.api.parameters import Body, Name
 from core.web.api.tokens import NewToken
 from core.web.pages import forms
 from core.web.pages import page as pages
@@ -19,6 +20,12 @@ router = pages.router()
 
 #: The headings of the form, whose fields may have several values.
 SEVERAL = ("plugins", "queues")
+
+
+class OfToken(Body):
+    """The token to revoke."""
+
+    name: Name
 
 
 @router.get("/tokens")
@@ -52,7 +59,7 @@ def create(page: Shown, connection: Changing, registry: Jobs, form: Form) -> Res
 @router.post("/tokens/revoke")
 def revoke(page: Shown, connection: Changing, form: Form) -> Response:
     """Revoke a token, and end the sessions that began with it."""
-    name = forms.first(form, "name") or ""
+    name = forms.checked(OfToken, {"name": forms.first(form, "name")}).name
     tokens.revoke(connection, name, page.caller)
     return page.back(page.place("/tokens"), f"The token {name} is revoked.")
 

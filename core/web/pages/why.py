@@ -11,6 +11,7 @@ from starlette.responses import Response
 from core.jobs.registry import Registry
 from core.operations import access, slots, why
 from core.operations.slots import Slot
+from core.operations.times import EARLIEST, LATEST
 from core.operations.why import Explanation
 from core.web.api.ledger import Jobs, Reading
 from core.web.api.parameters import Key, Name, Seen, Time
@@ -82,6 +83,6 @@ def slots_within(
     connection: Connection, registry: Registry, found: Explanation, after: datetime, before: datetime
 ) -> Sequence[Slot]:
     """Return the slots in a span, or none if the span is out of bounds."""
-    if not slots.EARLIEST < after < before < slots.LATEST:
+    if not EARLIEST < after < before < LATEST:
         return []
     return slots.listed(connection, registry, found.job, found.key, after, before).items

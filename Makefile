@@ -23,7 +23,7 @@ SHARED = --dist worksteal $(AGAIN)
 LOWEST := .venv-lowest
 # The integration tests of `make lowest`: those of what the dependencies do for us. The others are about time, crashes and races.
 DEPENDENT := $(addprefix tests/integration/test_,$(addsuffix .py,actors cli cli_by_hand cli_terminal examples execution exposition migrate \
-	new_plugin outbox redis_broker run_middleware running service_redis slots sweeps typing wheels))
+	new_plugin outbox redis_broker run_middleware running service_redis slots sweeps))
 # The files that have crash tests. The others are not even read: pytest takes a quarter of a minute for all of them.
 CRASHING = $(sort $(shell grep -rl --include="test_*.py" "mark\.crash" tests))
 # The servers of `make servers`: `debian` starts those of the system's packages; `given` are those that DATABASE_URL and REDIS_URL name,

@@ -147,7 +147,7 @@ def test_no_request_gives_a_server_error_or_an_answer_that_is_not_documented(
     for operation in operations(schema):
 
         @hypothesis.settings(
-            max_examples=12,
+            max_examples=6,
             deadline=None,
             derandomize=True,
             database=None,

@@ -26,7 +26,7 @@ HAS_FLOW_CONTROL = "expires" in inspect.signature(job).parameters
 #: The list of starts on the fast lane.
 FAST = "two-releases:fast"
 #: Plugins of this repository that need this release.
-OTHERS = "customer_service,expiry,mail,maintenance"
+OTHERS = ",".join(sorted(path.parent.name for path in Path(__file__).parents[2].glob("plugins/*/pyproject.toml")))
 
 EFFECTS = """
     CREATE TABLE effects (

@@ -49,17 +49,21 @@ class SeatsTaken(InvitesError):
 
 
 class TeamFull(InvitesError):
-    """A team has no free seat."""
+    """A team has no free seat, or others wait for its free seats."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"team {name!r} has no free seat; give it more seats, or choose another team")
+        super().__init__(
+            f"team {name!r} has no free seat, or others wait for it; give it more seats, or choose another team"
+        )
 
 
 class TeamClosed(InvitesError):
-    """A team takes nobody in."""
+    """A team takes nobody in, or not now, since the gateway has asked for a wait or has no seat for it."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"team {name!r} is closed; open it, or choose another team")
+        super().__init__(
+            f"team {name!r} is closed, or gives no seats now; see `rota invites teams`, or choose another team"
+        )
 
 
 class AlreadyThere(InvitesError):

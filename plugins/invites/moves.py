@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from plugins.invites.addresses import normalize
 from plugins.invites.errors import AlreadyThere, MoveUnderWay, TeamClosed, TeamFull, UnknownMember
+from plugins.invites.giving import first_waiting, is_open
 from plugins.invites.instants import at
 from plugins.invites.models import (
     Move,
@@ -25,7 +26,6 @@ from plugins.invites.models import (
     Seat,
     SeatState,
     Team,
-    TeamState,
     Waiting,
     WaitingState,
 )
@@ -37,7 +37,8 @@ from plugins.invites.teams import find_team, lock_teams
 
 
 def move_member(session: Session, email: str, from_team: str, to_team: str, now: datetime | None = None) -> int:
-    """Move a person to another team, in which a seat must be free. Return the id of the move.
+    """Move a person to another team, in which a seat must be free. Nobody may wait for it, unless the move stays within
+    the pool. Return the id of the move.
 
     The new seat has the end of the old seat. Raises BadAddress, UnknownTeam, UnknownMember, TeamFull, TeamClosed,
     AlreadyThere or MoveUnderWay.
@@ -47,7 +48,7 @@ def move_member(session: Session, email: str, from_team: str, to_team: str, now:
     take_turn(session, old_team.pool, new_team.pool)
     lock_teams(session, [old_team.id, new_team.id])
     old = lock_seat(session, seat_of(session, old_team, address).id)[0]
-    _check(session, old, old_team, new_team)
+    _check(session, old, old_team, new_team, when)
     new_id = _reserve(session, old, new_team, when)
     return _record(session, old, new_id, when)
 
@@ -106,7 +107,7 @@ def old_seat_freed(session: Session, move: Move, now: datetime) -> None:
     _set_state(session, move, MoveState.DONE, now)
 
 
-def _check(session: Session, old: Seat, old_team: Team, new_team: Team) -> None:
+def _check(session: Session, old: Seat, old_team: Team, new_team: Team, now: datetime) -> None:
     if move_of(session, old.id) is not None:
         raise MoveUnderWay
     if old.state not in LIVE:
@@ -116,10 +117,17 @@ def _check(session: Session, old: Seat, old_team: Team, new_team: Team) -> None:
     )
     if old_team.id == new_team.id or session.scalar(others):
         raise AlreadyThere(new_team.name)
-    if new_team.state != TeamState.OPEN:
+    if not session.scalar(select(is_open(now)).where(Team.id == new_team.id)):
         raise TeamClosed(new_team.name)
-    if new_team.taken >= new_team.seats:
+    if new_team.taken >= new_team.seats or _others_are_first(session, old, new_team):
         raise TeamFull(new_team.name)
+
+
+def _others_are_first(session: Session, old: Seat, new_team: Team) -> bool:
+    """Return whether others wait for the new seat. A move within a pool takes no seat from them."""
+    return old.pool != new_team.pool and any(
+        asker.email != old.email for asker in first_waiting(session, new_team.pool, 1)
+    )
 
 
 def _reserve(session: Session, old: Seat, team: Team, now: datetime) -> int:

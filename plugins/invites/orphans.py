@@ -5,6 +5,9 @@ member who was unexplained in two complete listings, at least half an hour apart
 for nothing. Orphans are only reported, unless ROTA_INVITES_REMOVE_ORPHANS is set, or a person has decided about one.
 One run removes at most five of a team, or a tenth of its members if that is more.
 
+The orphans that a person has decided to remove are the first of these, whatever the settings are. If the gateway does
+not confirm a removal, the run is tried again, with the same request id.
+
 Before a removal, the gateway is asked for the person again. If a seat was given to the person in the meantime, the
 person is not removed; if that happens during the removal, the person is invited again.
 """
@@ -15,14 +18,16 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
-from sqlalchemy import ColumnElement, delete, exists, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from core import NotFound, Run, enqueue
 from plugins.invites.errors import InvitesError
-from plugins.invites.gateway import Done, Gateway, Limited, Member
+from plugins.invites.gateway import Done, Gateway, Limited, Member, NoSeats, NotSent, Outcome, Refused, Unknown
+from plugins.invites.gateway.errors import OutcomeUnknown, RequestNotSent
 from plugins.invites.models import Orphan, OrphanState, RequestKind, Seat, SeatState, Team
+from plugins.invites.processing import close_team
 from plugins.invites.reconciliation import read
 from plugins.invites.requests import add_requests
 from plugins.invites.seats import lock_seat, set_state
@@ -92,8 +97,8 @@ def detect_all(run: Run) -> dict[str, int]:
 def detect(run: Run, team_id: int, gateway: Gateway) -> dict[str, Any]:
     """Search one team for orphans. Count them, and remove some if that is switched on.
 
-    If no complete listing can be had, nothing changes. Raises ReadFailed, and Later if the gateway wants to be asked
-    later.
+    If no complete listing can be had, nothing changes. Raises ReadFailed, RequestNotSent or OutcomeUnknown, and Later
+    if the gateway wants to be asked later.
     """
     gateway_ref = run.session.scalar(select(Team.gateway_ref).where(Team.id == team_id))
     run.checkpoint()
@@ -104,9 +109,9 @@ def detect(run: Run, team_id: int, gateway: Gateway) -> dict[str, Any]:
     run.checkpoint(counts)
     chosen = _to_remove(run.session, team_id, len(members))
     run.checkpoint()
-    removal = Removal(run, team_id, gateway_ref, gateway, BY_SETTING)
-    for orphan_id, email in chosen:
-        removal.remove(orphan_id, email)
+    removal = Removal(run, team_id, gateway_ref, gateway)
+    for orphan_id, email, by in chosen:
+        removal.remove(orphan_id, email, by)
     return {**counts, **removal.counts}
 
 
@@ -120,8 +125,8 @@ def remove_one(run: Run, team_id: int, orphan_id: int, gateway: Gateway) -> dict
     run.checkpoint()
     if found is None:
         return {"skipped": "decided otherwise"}
-    removal = Removal(run, team_id, found.gateway_ref, gateway, found.decided_by)
-    removal.remove(orphan_id, found.email)
+    removal = Removal(run, team_id, found.gateway_ref, gateway)
+    removal.remove(orphan_id, found.email, found.decided_by)
     return dict(removal.counts)
 
 
@@ -186,17 +191,16 @@ class Removal:
     team_id: int
     gateway_ref: str
     gateway: Gateway
-    by: str
     counts: dict[str, int] = field(default_factory=dict)
 
-    def remove(self, orphan_id: int, email: str) -> None:
+    def remove(self, orphan_id: int, email: str, by: str) -> None:
         """Remove one orphan, unless something has changed since it was confirmed, and commit. Count the outcome."""
-        done = self._remove(orphan_id, email)
+        done = self._remove(orphan_id, email, by)
         self.counts[done] = self.counts.get(done, 0) + 1
-        self.run.log.warning("orphan.decided", team=self.team_id, orphan=orphan_id, outcome=done, by=self.by)
+        self.run.log.warning("orphan.decided", team=self.team_id, orphan=orphan_id, outcome=done, by=by)
         self.run.checkpoint(self.counts)
 
-    def _remove(self, orphan_id: int, email: str) -> str:
+    def _remove(self, orphan_id: int, email: str, by: str) -> str:
         if read(lambda: self.gateway.find(self.gateway_ref, email)) is None:
             _removed(self.run.session, orphan_id, self.run.now, BY_GATEWAY)
             self._invite_again(email)  # an earlier attempt may have ended right after the removal
@@ -205,13 +209,27 @@ class Removal:
         self.run.checkpoint()
         if is_explained:
             return "explained"
-        outcome = self.gateway.remove(self.gateway_ref, email, request_id(orphan_id))
-        if not isinstance(outcome, Done):
-            # The orphan stays confirmed, so that the next search removes it with the same id.
-            return "limited" if isinstance(outcome, Limited) else "not_removed"
-        _removed(self.run.session, orphan_id, self.run.now, self.by)
+        if not self._is_removed(self.gateway.remove(self.gateway_ref, email, request_id(orphan_id))):
+            return "not_removed"
+        _removed(self.run.session, orphan_id, self.run.now, by)
         self._invite_again(email)
         return "removed"
+
+    def _is_removed(self, outcome: Outcome) -> bool:
+        """Return False if the gateway refuses the removal. Raise if it must be requested again: the orphan stays
+        confirmed.
+        """
+        match outcome:
+            case Done():
+                return True
+            case Limited() as limited:
+                raise close_team(self.run, self.team_id, limited)
+            case NotSent(why=why):
+                raise RequestNotSent(why)
+            case Unknown(why=why) | NoSeats(why=why):
+                raise OutcomeUnknown(why)
+            case Refused():
+                return False
 
     def _invite_again(self, email: str) -> None:
         """Invite a person who was given a seat while the gateway was asked to remove the person."""
@@ -230,15 +248,17 @@ def request_id(orphan_id: int) -> UUID:
     return uuid5(NAMESPACE_OID, f"rota.invites.orphan.{orphan_id}")
 
 
-def _to_remove(session: Session, team_id: int, members: int) -> list[tuple[int, str]]:
-    """Return the orphans to remove now, the oldest first, each with its address."""
-    if not InvitesSettings.current().remove_orphans:
-        return []
+def _to_remove(session: Session, team_id: int, members: int) -> list[tuple[int, str, str]]:
+    """Return the orphans to remove now, the decided and the oldest first, each with its address and who decided."""
     most = max(MOST_REMOVED, int(SHARE_REMOVED * members))
-    confirmed = select(Orphan.id, Orphan.email).where(
-        Orphan.team_id == team_id, Orphan.state == OrphanState.CONFIRMED, Orphan.sightings > 1
+    is_due = Orphan.decided_by.is_not(None)
+    if InvitesSettings.current().remove_orphans:
+        is_due |= Orphan.sightings > 1
+    confirmed = select(Orphan.id, Orphan.email, func.coalesce(Orphan.decided_by, BY_SETTING)).where(
+        Orphan.team_id == team_id, Orphan.state == OrphanState.CONFIRMED, is_due
     )
-    return [(row.id, row.email) for row in session.execute(confirmed.order_by(Orphan.first_seen_at).limit(most))]
+    in_order = confirmed.order_by(Orphan.decided_by.is_(None), Orphan.first_seen_at, Orphan.id)
+    return [(orphan_id, email, by) for orphan_id, email, by in session.execute(in_order.limit(most))]
 
 
 def _has_seat(team_id: int, email: str) -> ColumnElement[bool]:

@@ -9,6 +9,8 @@ from sqlalchemy import select, text
 
 from plugins.invites import (
     MoveUnderWay,
+    TeamClosed,
+    TeamFull,
     cancel_move,
     move_member,
     remove_member,
@@ -118,3 +120,41 @@ def test_time_that_is_up_ends_a_move_whose_invitation_was_not_sent(moving):
     assert (moving.states(), moving.moves()) == ({"ann": ["removing", "freed"]}, ["failed"])
     assert len(moving.open_requests("remove")) == 1
     assert not moving.session.scalars(select(Seat.id).where(Seat.is_target)).all()
+
+
+class TestOthers:
+    """Ben waits for a seat of the pool of the new team, which has one that nobody was given yet."""
+
+    @pytest.fixture
+    def moves(self, world):
+        world.team("red", seats=1)
+        world.redeems(world.code(), "ann")
+        world.team("vip", seats=0, pool="vips")
+        world.redeems(world.code(pool="vips"), "ben")
+        world.session.execute(text("UPDATE invites_teams SET seats = 1 WHERE name = 'vip'"))
+        world.session.commit()
+        return lambda to="vip": move_member(world.session, email("ann"), "red", to, NOON)
+
+    def test_those_who_wait_are_first(self, moves):
+        with pytest.raises(TeamFull, match="or others wait for it"):
+            moves()
+
+    def test_a_move_within_the_pool_takes_no_seat_from_those_who_wait(self, world, moves):
+        world.redeems(world.code(), "cat")
+        team = "INSERT INTO invites_teams (name, gateway_ref, pool, seats) VALUES ('blue', 'blue', 'club', 1)"
+        world.session.execute(text(team))
+
+        assert moves("blue")
+        world.session.commit()
+        assert world.waiting() == ["ben", "cat"]
+
+    def test_a_team_that_is_closed_for_some_minutes_takes_nobody_in(self, world, moves):
+        soon = {"soon": NOON + timedelta(minutes=5)}
+        world.session.execute(text("DELETE FROM invites_redemptions"))
+        world.session.execute(text("DELETE FROM invites_waiting WHERE pool = 'vips'"))
+        world.session.execute(text("UPDATE invites_teams SET closed_until = :soon WHERE name = 'vip'"), soon)
+
+        with pytest.raises(TeamClosed):
+            moves()
+        world.session.execute(text("UPDATE invites_teams SET closed_until = :soon"), {"soon": NOON})
+        assert moves()

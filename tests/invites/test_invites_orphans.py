@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from invites_office import Office
 from invites_world import email
+from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from plugins.invites import gateway_jobs as jobs
@@ -109,9 +110,33 @@ class TestRemovals:
 
         first, second = detect(switched_on, LATER), detect(switched_on, LATER)
 
-        assert first.result["not_removed"] == 1
+        assert (first.state, first.error.startswith("OutcomeUnknown: ")) == ("retrying", True)
         assert "removed" not in second.result  # the listing does not have the person any more
         assert switched_on.orphans() == {"zoe": "removed"}
+
+    def test_a_removal_without_an_effect_is_tried_again(self, switched_on: Office):
+        switched_on.team(members={"zoe": "member"})
+        detect(switched_on)
+        switched_on.server.fault("reset_before", on="remove")
+
+        first, second = detect(switched_on, LATER), detect(switched_on, LATER)
+
+        assert (first.state, first.error.startswith("OutcomeUnknown: ")) == ("retrying", True)
+        assert second.result["removed"] == 1
+        assert there(switched_on) == set()
+
+    def test_a_limit_ends_the_removals_and_closes_the_team(self, switched_on: Office):
+        switched_on.team(seats=100, members=STRANGERS)
+        detect(switched_on)
+        before = switched_on.now()
+        switched_on.server.fault("limited", on="remove", seconds=600)
+
+        run = detect(switched_on, LATER)
+
+        assert (run.state, run.reason, len(there(switched_on))) == ("retrying", "later", 12)
+        assert switched_on.closed_until() > before + timedelta(seconds=590)
+        closings = switched_on.session.scalars(text("SELECT name FROM rota_closings"))
+        assert closings.all() == ["invites:team:1"]
 
     def test_a_person_who_gets_a_seat_during_the_removal_is_invited_again(self, switched_on: Office, monkeypatch):
         switched_on.team(members={"ann": "member"})
@@ -162,6 +187,17 @@ class TestDecisions:
         assert there(office) == set()
         with pytest.raises(UnknownOrphan, match=r"^unknown orphan 1; it may be removed already$"):
             keep_orphan(office.session, zoe, "ops")
+
+    def test_a_decision_that_had_no_effect_is_carried_out_by_the_next_search(self, office: Office, zoe):
+        remove_orphan(office.session, zoe, "ops")
+        office.session.commit()
+        office.server.fault("reset_before", on="remove")
+
+        run = office.runs(jobs.detect_orphan_users, orphan_id=zoe)
+        assert (run.state, run.error.startswith("OutcomeUnknown: ")) == ("retrying", True)
+
+        assert detect(office, SOON).result["removed"] == 1
+        assert there(office) == set()
 
     def test_a_decision_that_was_changed_is_kept(self, office: Office, zoe):
         remove_orphan(office.session, zoe, "ops")

@@ -251,7 +251,7 @@ def request_id(orphan_id: int) -> UUID:
 def _to_remove(session: Session, team_id: int, members: int) -> list[tuple[int, str, str]]:
     """Return the orphans to remove now, the decided and the oldest first, each with its address and who decided."""
     most = max(MOST_REMOVED, int(SHARE_REMOVED * members))
-    is_due = Orphan.decided_by.is_not(None)
+    is_due: ColumnElement[bool] = Orphan.decided_by.is_not(None)
     if InvitesSettings.current().remove_orphans:
         is_due |= Orphan.sightings > 1
     confirmed = select(Orphan.id, Orphan.email, func.coalesce(Orphan.decided_by, BY_SETTING)).where(

@@ -51,8 +51,9 @@ def invite_many(
     """
     when = at(session, now)
     lines = _read(emails, pool, days)
+    wanted, problems = _people(lines)  # before the turn, since a long list takes seconds
     take_turn(session, pool)
-    wanted, problems = _choose(session, lines, pool)
+    problems = _without_known(session, pool, wanted, problems)
     batch_id = session.scalars(
         insert(Batch).values(pool=pool, lines=len(lines), days=days, created_at=when).returning(Batch.id)
     ).one()
@@ -70,7 +71,8 @@ def preview(
     """Return the report that ``invite_many`` would return now, and change nothing. ``batch_id`` is None."""
     when = at(session, now)
     lines = _read(emails, pool, days)
-    wanted, problems = _choose(session, lines, pool)
+    wanted, problems = _people(lines)
+    problems = _without_known(session, pool, wanted, problems)
     free = select(func.coalesce(func.sum(Team.seats - Team.taken), 0)).where(Team.pool == pool, is_open(when))
     ahead = select(func.count()).where(Waiting.pool == pool, Waiting.state == WaitingState.WAITING)
     left = session.scalars(free).one() - session.scalars(ahead).one()
@@ -94,8 +96,8 @@ def _read(emails: Iterable[str], pool: str, days: int | None) -> list[str]:
     return lines
 
 
-def _choose(session: Session, lines: Sequence[str], pool: str) -> tuple[dict[str, int], dict[int, str]]:
-    """Return the people to invite, with their lines, and the problems of the other lines."""
+def _people(lines: Sequence[str]) -> tuple[dict[str, int], dict[int, str]]:
+    """Return the people of a list, with their first lines, and the problems of the other lines."""
     wanted: dict[str, int] = {}
     problems: dict[int, str] = {}
     for number, text in enumerate(lines, start=1):
@@ -106,9 +108,13 @@ def _choose(session: Session, lines: Sequence[str], pool: str) -> tuple[dict[str
         else:
             if first != number:
                 problems[number] = f"the same address as in line {first}"
-    for email, why in _known(session, [*wanted], pool).items():
-        problems[wanted.pop(email)] = why
-    return wanted, dict(sorted(problems.items()))
+    return wanted, problems
+
+
+def _without_known(session: Session, pool: str, wanted: dict[str, int], problems: dict[int, str]) -> dict[int, str]:
+    """Take the people who cannot be invited out of ``wanted``. Return all problems, by line."""
+    known = {wanted.pop(email): why for email, why in _known(session, [*wanted], pool).items()}
+    return dict(sorted({**problems, **known}.items()))
 
 
 def _known(session: Session, emails: list[str], pool: str) -> dict[str, str]:

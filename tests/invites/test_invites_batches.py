@@ -4,9 +4,9 @@ import os
 
 import pytest
 from invites_world import NOON, check, email
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
-from plugins.invites import add_team, invite_many, preview, redeem
+from plugins.invites import add_team, batches, invite_many, normalize, preview, redeem
 from plugins.invites.batches import HAS_SEAT, WAITS, list_problems
 from plugins.invites.consuming import consume
 from plugins.invites.errors import BadValue
@@ -93,3 +93,19 @@ def test_a_long_list_with_duplicates_and_broken_lines(world):
     consume(world.session, NOON, None, checkpoint=world.checkpoint)
     assert world.waiting() == [line.partition("@")[0] for line in people[-10:]]
     check(world.session)
+
+
+def test_the_turn_of_the_pool_is_taken_after_the_list_was_read(world, monkeypatch):
+    world.team(seats=1)
+    held = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")
+    seen: list[int] = []
+
+    def looking(address: str) -> str:
+        seen.append(world.session.scalar(held))
+        return normalize(address)
+
+    monkeypatch.setattr(batches, "normalize", looking)
+    invite_many(world.session, [email("ann"), email("bob")], "club", NOON)
+
+    assert seen == [0, 0]
+    assert world.session.scalar(held) == 1

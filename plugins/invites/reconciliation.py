@@ -1,6 +1,6 @@
 """Compares a team with its members at the gateway, and corrects what is wrong here. The gateway has the truth.
 
-- A request that has been open for ten minutes is settled by the list of members, or sent again.
+- A request that has been open for ten minutes is sent again. This needs no list, and a person who is found is settled.
 - An invited person who has accepted is a member.
 - An invitation that was not accepted within seven days has ended, and the person is removed.
 - A person whom the gateway does not have has lost the seat. The list alone does not decide this: the gateway is asked
@@ -46,6 +46,7 @@ class Open(NamedTuple):
     request_id: UUID
     kind: str
     email: str
+    priority: int
 
 
 class Taken(NamedTuple):
@@ -67,7 +68,7 @@ def request_all(run: Run) -> dict[str, int]:
 
 
 def reconcile(run: Run, team_id: int, gateway: Gateway) -> dict[str, Any]:
-    """Compare one team, and count the corrections. If no complete listing can be had, nothing changes.
+    """Compare one team, and count the corrections. If no complete listing can be had, requests are only sent again.
 
     Raises ReadFailed, and Later if the gateway wants to be asked later.
     """
@@ -77,10 +78,13 @@ def reconcile(run: Run, team_id: int, gateway: Gateway) -> dict[str, Any]:
     is_settled = (Seat.team_id == team_id) & (Seat.changed_at <= run.now - SETTLED_AFTER)
     requests = open_requests(run.session, (Seat.team_id == team_id) & (Request.changed_at <= run.now - SETTLED_AFTER))
     seats = taken_seats(run.session, is_settled)
-    run.checkpoint()
+    counts = {"sent_again": len(requests)} if requests else {}
+    for request in requests:
+        send_again(run, team_id, request)
+    run.checkpoint(counts)
     members = read(lambda: gateway.members(gateway_ref))
-    comparison = Comparison(run, team_id, members, lambda email: read(lambda: gateway.find(gateway_ref, email)))
-    return comparison.correct(requests, seats)
+    find = lambda email: read(lambda: gateway.find(gateway_ref, email))  # noqa: E731
+    return Comparison(run, team_id, members, find, counts).correct([], seats)
 
 
 def reconcile_seat(run: Run, team_id: int, seat_id: int, gateway: Gateway) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def reconcile_seat(run: Run, team_id: int, seat_id: int, gateway: Gateway) -> di
 
 def open_requests(session: Session, chosen: ColumnElement[bool]) -> Sequence[Open]:
     """Return the requests whose outcome is open."""
-    rows = select(Request.id, Request.kind, Seat.email).join(Seat, Seat.id == Request.seat_id)
+    rows = select(Request.id, Request.kind, Seat.email, Seat.priority).join(Seat, Seat.id == Request.seat_id)
     return [Open(*row) for row in session.execute(rows.where(Request.state.in_(OPEN), chosen).order_by(Request.id))]
 
 
@@ -109,6 +113,12 @@ def taken_seats(session: Session, chosen: ColumnElement[bool]) -> Sequence[Taken
     states = (SeatState.INVITED, SeatState.MEMBER, SeatState.REMOVING)
     rows = select(Seat.id, Seat.email, Seat.state).where(Seat.state.in_(states), ~has_request(Seat.id), chosen)
     return [Taken(*row) for row in session.execute(rows.order_by(Seat.id))]
+
+
+def send_again(run: Run, team_id: int, request: Open) -> None:
+    """Request a run that sends a request, or settles it, unless one is waiting."""
+    key, args = str(request.request_id), {"request_id": str(request.request_id), "team_id": team_id}
+    run.enqueue(PROCESS, key=key, args=args, priority=request.priority, unless="waiting")
 
 
 def has_request(seat_id: Any) -> ColumnElement[bool]:
@@ -170,8 +180,7 @@ class Comparison:
             has_accepted = member is not None and member.has_accepted
             outcomes.confirm(self.run.session, request.request_id, self.run.now, is_member=has_accepted)
             return "settled"
-        args = {"request_id": str(request.request_id), "team_id": self.team_id}
-        self.run.enqueue(PROCESS, key=str(request.request_id), args=args, unless="waiting")
+        send_again(self.run, self.team_id, request)
         return "sent_again"
 
     def _join(self, seat: Taken) -> str | None:

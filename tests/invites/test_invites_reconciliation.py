@@ -34,7 +34,7 @@ def lost(office: Office) -> list[str]:
     return [name for name, states in office.world.states().items() if states[-1] in {"freed", "removing"}]
 
 
-def test_an_unknown_invitation_is_settled_by_the_list_or_sent_again(office: Office):
+def test_unknown_invitations_are_sent_again_even_without_a_listing(office: Office):
     office.team()
     office.redeems("ann", "ben")
     ann, ben = office.world.open_requests()
@@ -43,16 +43,17 @@ def test_an_unknown_invitation_is_settled_by_the_list_or_sent_again(office: Offi
     office.session.execute(text("DELETE FROM rota_runs"))
     office.session.commit()
 
-    run = reconcile(office)
+    office.server.fault("failed", on="list")
 
-    assert run.result == {"settled": 1, "sent_again": 1}
-    assert office.world.open_requests() == [ben]
-    assert office.world.runs("process-invite") == [str(ben)]
-    assert office.world.states() == {"ann": ["invited"], "ben": ["inviting"]}
-    assert ann != ben
+    assert reconcile(office).state == "retrying"
+    rows = office.session.execute(text("SELECT key, priority FROM rota_runs WHERE job = 'process-invite'"))
+    assert {*rows.all()} == {(str(ann), 5), (str(ben), 5)}
+    assert [run.result["already"] for run in office.sends()] == [True, False]
+    assert office.world.states() == {"ann": ["invited"], "ben": ["invited"]}
+    assert office.sent() == {"ann": 1, "ben": 1}
 
 
-def test_an_unknown_removal_is_settled_by_the_list(office: Office):
+def test_an_unknown_removal_is_sent_again(office: Office):
     office.team()
     office.redeems("ann")
     office.sends()
@@ -61,7 +62,8 @@ def test_an_unknown_removal_is_settled_by_the_list(office: Office):
     office.server.fault("failed_after", on="remove")
     office.sends()
 
-    assert reconcile(office).result == {"settled": 1}
+    assert reconcile(office).result == {"sent_again": 1}
+    assert office.sends()[0].result == {"outcome": "confirmed", "already": True}
     assert office.world.states() == {"ann": ["freed"]}
 
 

@@ -20,7 +20,6 @@ from plugins.invites.gateway import (
     NoSeats,
     NotSent,
     ReadFailed,
-    Refused,
     Unknown,
     check_address,
     open_gateway,
@@ -107,8 +106,8 @@ class TestChanges:
 
         found = gateway.invite(team, "ben@example.org", request_id)
 
-        assert isinstance(found, Refused)
-        assert found.why.endswith("has answered 422 (id_reused)")
+        assert isinstance(found, NotSent)
+        assert "has answered 422 (id_reused), which is about no person" in found.why
 
     @pytest.mark.parametrize("team", ["none", "../..", "..", "a/b", "a?b#c", "ü"])
     def test_an_unknown_team_is_a_fault_of_ours_and_refuses_nobody(self, gateway, team):

@@ -22,19 +22,27 @@ def outcome(status: int, body: Any = None, **headers: str):
     [
         (301, "", NotSent),
         (307, "", NotSent),
-        (400, "bad_request", Refused),
+        (400, "bad_request", NotSent),
+        (400, "refused", Refused),
+        (402, "", NotSent),
         (401, "", NotSent),
         (403, "", NotSent),
         (404, "no_team", NotSent),
+        (404, "no_member", Refused),
         (405, "", NotSent),
         (407, "", NotSent),
         (408, "", Unknown),
         (409, "no_seats", NoSeats),
         (409, "in_progress", Unknown),
         (410, "", Refused),
+        (413, "", NotSent),
+        (418, "", NotSent),
         (422, "bad_email", Refused),
+        (422, "", NotSent),
+        (422, "id_reused", NotSent),
         (425, "", Unknown),
         (429, "", Limited),
+        (451, "", NotSent),
         (500, "", Unknown),
         (502, "", Unknown),
         (503, "", Unknown),
@@ -52,7 +60,8 @@ def test_only_a_decision_of_the_gateway_is_a_known_outcome(status, error, kind):
 
 @pytest.mark.parametrize("error", ["ann@example.org", "a b", 5, None, ["no_seats"], "x" * 51, "é"])
 def test_what_is_no_code_is_not_repeated(error):
-    assert outcome(400, {"error": error}).why == "the gateway has answered 400"
+    told = "the gateway has answered 400, which is about no person; look at the gateway, and at a proxy before it"
+    assert outcome(400, {"error": error}).why == told
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Interprets the gateway's answers. Its own words are not repeated, since they may name a person.
 
-A status tells what was done only where the gateway itself has decided: a 4xx is a decision, and a 5xx may come from a
-proxy after the gateway has done its work.
+A status tells what was done only where the gateway itself has decided. A person is refused only by an answer that is
+about the person: another 4xx may come from a proxy, or be about all of our requests, and a 5xx may come from a proxy
+after the gateway has done its work.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from plugins.invites.gateway.gateway import Member
 from plugins.invites.gateway.listing import Page
 from plugins.invites.gateway.outcomes import Done, Limited, NoSeats, NotSent, Outcome, Refused, Unknown
 
+#: The codes with which the gateway refuses a person, with the status 400 or 422.
+ABOUT_PERSON = {"bad_email", "refused"}
 ALREADY_MEMBER, NO_SEATS, NO_MEMBER = "already_member", "no_seats", "no_member"
 STATES = {"invited": False, "member": True}
 LONGEST_CODE = 50
@@ -43,11 +46,22 @@ def failed(name: str, answer: Answer) -> Outcome:
         return NotSent(f"{told}, a redirect; give its final address as ROTA_INVITES_GATEWAY", answer.status)
     if answer.status == 409 and code_of(answer) == NO_SEATS:
         return NoSeats(answer.status, told)
+    if _is_about_person(answer):
+        return Refused(answer.status, told)
     if answer.status in OURS:
         return NotSent(f"{told}: it {OURS[answer.status]}", answer.status)
     if 400 <= answer.status < 500 and answer.status not in UNDECIDED:
-        return Refused(answer.status, told)
+        return NotSent(
+            f"{told}, which is about no person; look at the gateway, and at a proxy before it", answer.status
+        )
     return Unknown(told, answer.status)
+
+
+def _is_about_person(answer: Answer) -> bool:
+    code = code_of(answer)
+    if answer.status == 404:
+        return code == NO_MEMBER
+    return answer.status == 410 or (answer.status in {400, 422} and code in ABOUT_PERSON)
 
 
 def unread(name: str, answer: Answer) -> ReadFailed:

@@ -1,5 +1,6 @@
 """Where ``rota web`` listens: a port, or a Unix socket."""
 
+import errno
 import os
 import socket
 import stat
@@ -79,7 +80,7 @@ def bound(path: Path) -> socket.socket:
 
 
 def remove_old(path: Path) -> None:
-    """Remove a socket on which no process listens. Raises RotaError if one does, and OSError."""
+    """Remove a socket on which no process listens. Raises RotaError if one does, and OSError if that is not known."""
     try:
         is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
     except FileNotFoundError:
@@ -87,6 +88,9 @@ def remove_old(path: Path) -> None:
     if not is_socket:
         raise RotaError(f"{path} exists, and is not a socket; set ROTA_WEB_SOCKET")
     with socket.socket(socket.AF_UNIX) as client:
-        if client.connect_ex(str(path)) == 0:
-            raise RotaError(f"another process listens on {path}; stop it, or set ROTA_WEB_SOCKET")
+        found = client.connect_ex(str(path))
+    if found == 0:
+        raise RotaError(f"another process listens on {path}; stop it, or set ROTA_WEB_SOCKET")
+    if found != errno.ECONNREFUSED:  # such as EACCES, if a process of another user listens
+        raise OSError(found, os.strerror(found))
     os.unlink(path)

@@ -104,6 +104,17 @@ def test_the_file_of_a_killed_process_is_replaced_and_no_other(path):
     assert path.read_text() == "mine"
 
 
+def test_a_socket_that_cannot_be_asked_is_left_alone(path):
+    """It cannot be asked either if it belongs to another user: the answer is then another error."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+
+        with pytest.raises(RotaError, match=r"cannot listen on web\.sock: Protocol wrong type.*; set ROTA_WEB_SOCKET"):
+            listeners.on_path(load().web_socket)
+
+        assert path.exists()
+
+
 def test_the_socket_of_a_later_process_is_left_alone(path):
     with listeners.opened(load()) as first:
         first.close()

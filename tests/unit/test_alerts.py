@@ -54,6 +54,7 @@ def test_an_alert_names_metrics_that_exist_and_says_where_to_look(alert):
     assert ("{{ $labels.task }}" in address) == ("by (task" in rule["expr"])
     path = urlsplit(address.replace("{{ $labels.task }}", "close-day")).path
     assert is_page(path), f"rota web has no page {path}"
+    assert path != "/why", "this page explains one slot, and an alert does not know which"
 
 
 def test_each_alert_is_tested_to_fire_and_not_to_fire_and_is_described():

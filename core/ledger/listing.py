@@ -7,7 +7,7 @@ query that reads one index in the right order and stops early. The list has the 
 For some conditions there is no index, such as the text of an error. ``core/ledger/search.py`` looks for their runs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -39,7 +39,8 @@ RUNS = RunRow.__table__
 MOST_CHILDREN = 50
 
 CHILDREN = text("""
-    SELECT id, job, key, state FROM rota_runs WHERE parent_id = :run_id ORDER BY id DESC LIMIT :most
+    SELECT id, job, key, state FROM rota_runs
+    WHERE parent_id = :run_id AND (CAST(:jobs AS text[]) IS NULL OR job = ANY(:jobs)) ORDER BY id DESC LIMIT :most
 """)
 
 
@@ -86,9 +87,13 @@ def candidates(
     return select(found).order_by(found.c.rank.desc(), found.c.id.desc()).limit(limit).subquery()
 
 
-def children(connection: Connection, run_id: int) -> list[Row[Any]]:
-    """Return the newest runs that a run has enqueued: one more than is shown, if there are more."""
-    return list(connection.execute(CHILDREN, {"run_id": run_id, "most": MOST_CHILDREN + 1}).all())
+def children(connection: Connection, run_id: int, jobs: Collection[str] | None = None) -> list[Row[Any]]:
+    """Return the newest runs that a run has enqueued: one more than is shown, if there are more.
+
+    With ``jobs``, return only runs of these.
+    """
+    seen = None if jobs is None else list(jobs)
+    return list(connection.execute(CHILDREN, {"run_id": run_id, "jobs": seen, "most": MOST_CHILDREN + 1}).all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,10 @@ class Details(Run):
     #: The number of attempts during which the worker process died.
     crashes: int
     attempts: list[Attempt]
-    #: The run that enqueued the shown run, unless its row is deleted.
+    #: The run that enqueued the shown run, unless its row is deleted, or the person may not see its job.
     enqueued_by: Relative | None
-    #: The runs that the shown run has enqueued, the newest first, and whether there are more than these.
+    #: The runs that the shown run has enqueued and that the person may see, the newest first, and whether there are
+    #: more than these.
     enqueued: list[Relative]
     has_enqueued_more: bool
 
@@ -193,7 +194,7 @@ def details(connection: Connection, registry: Registry, run_id: int, view: View 
     hiding = redactor(connection, registry, view)
     run = hiding.run(row)
     (listed,) = shapes(connection, [run])
-    children = listing.children(connection, run_id)
+    children = listing.children(connection, run_id, view.jobs)
     parent = history.run(connection, row.parent_id) if row.parent_id is not None else None
     return Details.model_validate(
         {
@@ -201,7 +202,7 @@ def details(connection: Connection, registry: Registry, run_id: int, view: View 
             **listed.model_dump(),
             "limit": limits.of_run(connection, run),
             "attempts": [shown_attempt(hiding, row, each) for each in attempts.of_run(connection, run_id)],
-            "enqueued_by": Relative.model_validate(parent) if parent is not None else None,
+            "enqueued_by": Relative.model_validate(parent) if parent is not None and view.shows(parent.job) else None,
             "enqueued": [Relative.model_validate(child) for child in children[:MOST_CHILDREN]],
             "has_enqueued_more": len(children) > MOST_CHILDREN,
         }

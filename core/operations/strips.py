@@ -95,6 +95,7 @@ class Strips(Shape):
     after: Instant
     before: Instant
     now: Instant
+    #: None of them if the person may see only some jobs, since a release concerns all jobs.
     releases: list[Mark]
     items: list[Strip]
 
@@ -138,16 +139,23 @@ def board(
 
     With ``job``, only its strips are returned.
     """
-    reader = Reader(connection, registry, strip_windows.window(span, history.now(connection), zone))
+    reader = Reader(connection, registry, strip_windows.window(span, history.now(connection), zone), view)
     jobs = [each for each in registry if each.ledger and view.shows(each.name) and job in {None, each.name}]
     return reader.board([*reader.declared(jobs), *reader.keyed(jobs)])
 
 
 def of_key(
-    connection: Connection, registry: Registry, span: SpanName, job: str, key: str, zone: ZoneInfo = UTC_ZONE
+    connection: Connection,
+    registry: Registry,
+    span: SpanName,
+    job: str,
+    key: str,
+    *,
+    view: View = WHOLE,
+    zone: ZoneInfo = UTC_ZONE,
 ) -> Board:
     """Return the strip of one key's schedule. Raises UnknownJob, or ScheduleError if the key has no schedule."""
-    reader = Reader(connection, registry, strip_windows.window(span, history.now(connection), zone))
+    reader = Reader(connection, registry, strip_windows.window(span, history.now(connection), zone), view)
     return reader.board([reader.of_key(registry.job(job), key)])
 
 
@@ -184,6 +192,7 @@ class Reader:
     connection: Connection
     registry: Registry
     window: Window
+    view: View = WHOLE
 
     def declared(self, jobs: Iterable[Job]) -> Iterator[Wanted]:
         """Yield the schedules that jobs declare."""
@@ -215,8 +224,12 @@ class Reader:
         facts = self.facts(wanted)
         drawn = [self.drawn(each, place, facts) for place, each in enumerate(wanted)]
         drawn.sort(key=lambda each: (STANDINGS.index(each.strip.standing), each.strip.job))
-        rows = strips.releases(self.connection, at.after, at.before)
-        return Board(at, [Mark(release=row.fingerprint, at=row.first_seen_at) for row in rows], drawn)
+        return Board(at, self.marks() if self.view.jobs is None else [], drawn)
+
+    def marks(self) -> list[Mark]:
+        """Return the releases that were first seen in the span."""
+        rows = strips.releases(self.connection, self.window.after, self.window.before)
+        return [Mark(release=row.fingerprint, at=row.first_seen_at) for row in rows]
 
     def facts(self, wanted: Sequence[Wanted]) -> Found:
         """Return what the ledger has about schedules."""

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 import core.web.pages
 from core import Secret, every, job
 from core.jobs.registry import Plugin, Registry
+from core.ledger.listing import MOST_CHILDREN
 from core.plugins import loading
 from core.upkeep import carry_out_operation
 from core.web.pages import page as pages
@@ -150,6 +151,23 @@ def test_a_person_with_limits_sees_only_their_jobs(client, database, ledger, pat
         assert answer.status_code == 200
         assert "close-day" not in page.text
         assert not {"/plugins", "/releases", "/audit", "/tokens"} & set(page.links)
+
+
+def test_a_person_with_limits_does_not_see_the_relatives_of_a_run_in_other_plugins(client, database, ledger):
+    limited = bearer(database, "operator", plugins=["mail"])
+    parent = dead(ledger, key="secret-parent")
+    run = ledger.request("poll", queue="mail", parent_id=parent, state="dead", reason="retries", finished_at=AT)
+    seen = ledger.request("poll", queue="mail", parent_id=run, key="own-child")
+    for _ in range(MOST_CHILDREN + 1):
+        dead(ledger, key="secret-child", parent_id=run)
+
+    page = read(client.get(f"/runs/{run}", headers=limited))
+    found = client.get(f"/api/v1/runs/{run}", headers=limited).json()
+
+    assert "own-child" in page.text
+    assert not re.search("close-day|secret", page.text)
+    assert [each["id"] for each in found["enqueued"]] == [seen]
+    assert (found["enqueued_by"], found["has_enqueued_more"]) == (None, False)
 
 
 def shape(link):

@@ -1,5 +1,6 @@
 """The strips of schedules, from the rows of a real ledger."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from core.operations import strips
 from core.operations.access import View
 from tests.support.web import bearer
 
+PAGES = ("/schedules", "/schedules/hourly")
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
@@ -242,6 +244,19 @@ def test_trouble_comes_first(ledger, registry, board, whole):
 
 def test_a_viewer_of_some_jobs_sees_their_strips(board):
     assert [each.job for each in board(view=View({"daily"})).items] == ["daily"]
+
+
+@pytest.mark.parametrize(("limits", "number"), [({}, 1), ({"queues": ["billing"]}, 0)])
+def test_releases_are_shown_to_people_without_limits(registry, client, database, limits, number):
+    with database.begin() as connection:
+        releases.record(connection, releases.of(registry))
+    headers = bearer(database, "viewer", **limits)
+
+    found = client.get("/api/v1/schedules/strips", headers=headers).json()
+    pages = [client.get(path, headers={**headers, "Accept": "text/html"}) for path in PAGES]
+
+    assert len(found["releases"]) == number
+    assert [re.search('class="rel" d="M', page.text) is not None for page in pages] == [bool(number)] * len(PAGES)
 
 
 def test_the_number_of_queries_does_not_grow(database, registry, board):

@@ -91,7 +91,7 @@ def drawn(
     if job is None or key is None:
         return strips.board(connection, registry, span, view=seen, job=job).shape()
     access.check_jobs(connection, caller, [job])
-    return strips.of_key(connection, registry, span, job, key).shape()
+    return strips.of_key(connection, registry, span, job, key, view=seen).shape()
 
 
 @router.post("/schedules/pause", status_code=204)

@@ -16,6 +16,7 @@ from core.errors import UnknownJob
 from core.jobs.registry import Registry
 from core.ledger import history
 from core.operations import access, requests, slots, strips, times
+from core.operations.access import View
 from core.operations.slot_cells import Stretch
 from core.operations.strip_windows import DAY, HOUR, SpanName
 from core.operations.strips import Board, Drawn
@@ -129,6 +130,7 @@ def one(
     page: Shown,
     connection: Reading,
     registry: Jobs,
+    seen: Seen,
     key: Annotated[Key | None, Query()] = None,
     until: Annotated[datetime | None, Query()] = None,
 ) -> Response:
@@ -136,7 +138,7 @@ def one(
     job = registry.job(name)
     access.check_jobs(connection, page.caller, [name])
     zone, prefix = page.zone(name), str(page.request.scope["root_path"])
-    boards = [board_of(connection, registry, span, name, key, zone) for span in SPANS]
+    boards = [board_of(connection, registry, span, name, key, seen, zone) for span in SPANS]
     if not boards[0].drawn:
         raise UnknownJob(f"job {name!r} has no schedule")
     now = history.now(connection)
@@ -169,12 +171,12 @@ def listed_at_once(coming: Sequence[datetime]) -> timedelta:
 
 
 def board_of(
-    connection: Connection, registry: Registry, span: SpanName, job: str, key: str | None, zone: ZoneInfo
+    connection: Connection, registry: Registry, span: SpanName, job: str, key: str | None, view: View, zone: ZoneInfo
 ) -> Board:
     """Return the strips of one job, or of one of its keys."""
     if key is None:
-        return strips.board(connection, registry, span, job=job, zone=zone)
-    return strips.of_key(connection, registry, span, job, key, zone)
+        return strips.board(connection, registry, span, view=view, zone=zone, job=job)
+    return strips.of_key(connection, registry, span, job, key, view=view, zone=zone)
 
 
 @router.post("/schedules/{name}/run")

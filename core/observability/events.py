@@ -1313,7 +1313,10 @@ class WebFailed(Event):
 
 @event("web.watch_failed", WARNING, "live pages wait until the ledger can be read again: {error}")
 class WebWatchFailed(Event):
-    """The watcher of the live pages could not read the ledger. It tries again every 2 seconds, and pages say so."""
+    """The watcher of the live pages could not read the ledger. It tries again every 2 seconds.
+
+    If PostgreSQL cannot be reached, the pages say so.
+    """
 
     #: The type of the error.
     error: str

@@ -19,7 +19,7 @@ from core.web.oidc import Provider
 from core.web.plugin_calls import Calls
 from core.web.writes import Writes
 
-#: The time-out of a statement of a request.
+#: The time-out of a statement of a request, or of the watcher of live pages, which has a connection of its own.
 STATEMENT_SECONDS = 2.0
 #: The time-out of a statement of ``/health``.
 HEALTH_STATEMENT_SECONDS = 1.0
@@ -57,10 +57,11 @@ def opened(configured: Settings, registry: Registry) -> Iterator[Service]:
         probed = stack.enter_context(
             connections.ledger(configured, "rota-health", HEALTH_STATEMENT_SECONDS, pool_size=1)
         )
+        watched = stack.enter_context(connections.ledger(configured, "rota-live", STATEMENT_SECONDS, pool_size=1))
         calls = {plugin: stack.enter_context(plugin_calls.opened(configured, plugin)) for plugin in registry.routes()}
         provider = Provider(configured) if configured.oidc_issuer else None
         watch, stopping = Watch(probed, configured), threading.Event()
-        live = Hub(engine, stopping)
+        live = Hub(watched, stopping)
         yield Service(configured, registry, engine, watch, live, stopping=stopping, calls=calls, provider=provider)
 
 

@@ -12,15 +12,23 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import text
 
 from core import every, job
+from core.database import connect
 from core.jobs.registry import Plugin, Registry
+from core.ledger import audit
+from core.ledger.audit import Actor
 from core.ledger.changes import Look
 from core.observability.events import WebWatchFailed
+from core.operations import connections
+from core.operations.access import View
 from core.plugins import loading
-from core.web.live.hub import MOST_LISTENERS, Hub
-from core.web.live.watching import MOST_NAMED, Changed, News, news
+from core.settings import load
+from core.web.live.hub import MOST_LISTENERS, MOST_OF_CALLER, Hub
+from core.web.live.stream import visible
+from core.web.live.watching import MOST_NAMED, Changed, Ledger, News, news
+from core.web.service import CONNECTIONS
 from tests.support.eventually import eventually
 from tests.support.web import bearer, listening
 
@@ -55,7 +63,7 @@ class Stream:
     """A browser that listens."""
 
     def __init__(self, address, headers):
-        self.events, self.is_open = queue.Queue(), True
+        self.events, self.is_open, self.comments = queue.Queue(), True, 0
         connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=20)
         connection.request("GET", "/events", headers=headers)
         self._connection, self._socket = connection, connection.sock
@@ -74,6 +82,8 @@ class Stream:
                     name = value
                 elif field == "data":
                     self.events.put((name, json.loads(value)))
+                elif line.startswith(b":"):
+                    self.comments += 1
         self.is_open = False
 
     def next(self, within=10):
@@ -147,6 +157,65 @@ def test_an_end_that_is_committed_late_is_told(listen, ledger):
     assert stream.change()["runs"] == [{"id": run, "job": "close-day", "state": "succeeded"}]
 
 
+def test_a_request_that_is_committed_late_is_told(listen, ledger, database):
+    stream = listen()
+
+    with database.begin() as connection:
+        late = connection.execute(
+            text("INSERT INTO rota_runs (job, key, queue, exclusive) VALUES ('poll', '', 'mail', false) RETURNING id")
+        ).scalar_one()
+        run = ledger.request("close-day", queue="billing")
+        assert [each["id"] for each in stream.change()["runs"]] == [run]
+
+    assert [each["id"] for each in stream.change()["runs"]] == [late]
+
+
+@pytest.mark.parametrize("action", ["retry", "drop", "cancel", "orphans adopt"])
+def test_an_action_on_old_runs_is_told(database, ledger, action):
+    watched = Ledger(database)
+    watched.look()
+    with database.begin() as connection:
+        entry = audit.record(connection, Actor("ann", "cli"), action, "close-day", runs=1)
+
+    assert watched.look() == News(frozenset({"runs"}), (), is_more=True)
+    assert not watched.look()
+    with database.begin() as connection:
+        audit.amend(connection, entry, runs=2)
+    assert watched.look() == News(frozenset({"runs"}), (), is_more=True)
+
+
+def test_other_actions_are_no_news(database):
+    watched = Ledger(database)
+    watched.look()
+    with database.begin() as connection:
+        audit.record(connection, Actor("ann", "cli"), "tokens create", "ben")
+
+    assert not watched.look()
+
+
+def test_many_runs_at_work_are_no_news_if_nothing_changes(database, ledger):
+    ledger.do("""
+        INSERT INTO rota_runs (job, key, queue, exclusive, state)
+        SELECT 'poll', n::text, 'mail', false, 'running' FROM generate_series(1, 300) AS n
+    """)
+    watched = Ledger(database)
+    watched.look()
+    ledger.do("UPDATE rota_runs SET key = 'x' || key WHERE key::int <= 100")  # moves the rows
+
+    assert not watched.look()
+
+
+def test_the_watcher_needs_no_connection_of_requests(served, listen, ledger):
+    stream = listen()
+    with ExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            stack.enter_context(served.parts.engine.connect())
+
+        run = ledger.request("close-day", queue="billing")
+
+        assert [each["id"] for each in stream.change()["runs"]] == [run]
+
+
 def test_pauses_and_processes_are_told(listen, ledger, start_process):
     stream = listen()
 
@@ -162,6 +231,7 @@ def test_a_person_with_limits_is_told_of_their_jobs_only(listen, ledger):
     ledger.request("close-day", queue="billing")
     with pytest.raises(queue.Empty):
         stream.next(within=TOLD_WITHIN)
+    assert stream.comments == 0  # which would tell when something has changed
     run = ledger.request("poll", queue="mail")
 
     assert [each["id"] for each in stream.change()["runs"]] == [run]
@@ -213,6 +283,16 @@ def test_too_many_streams_are_refused(served, database, monkeypatch):
     stream.close()
 
 
+def test_too_many_streams_of_one_caller_are_refused(served, database, monkeypatch):
+    monkeypatch.setattr("core.web.live.stream.MOST_OF_CALLER", 1)
+    headers = bearer(database, "viewer")
+    stream, other = Stream(served.address, headers), Stream(served.address, bearer(database, "operator"))
+
+    assert (status(served, headers), MOST_OF_CALLER) == (503, 50)
+    stream.close()
+    other.close()
+
+
 @contextmanager
 def hub(engine):
     """A hub in an event loop of its own."""
@@ -224,19 +304,65 @@ def hub(engine):
         loop.close()
 
 
-def test_a_ledger_that_cannot_be_read_is_told_once(caplog):
-    engine = create_engine("postgresql+psycopg2://postgres@127.0.0.1:1/none", connect_args={"connect_timeout": 1})
+def failures(caplog):
+    """The errors that the watcher has told of."""
+    return [record.msg.error for record in caplog.records if isinstance(record.msg, WebWatchFailed)]
 
-    async def first(live):
-        with live.listening() as listener:
-            await listener.wait(5)
-            return listener.is_away
+
+def test_a_server_that_is_away_is_told_once_and_to_later_listeners(caplog):
+    engine = connect("postgresql://postgres@127.0.0.1:1/none")
+
+    async def two(live):
+        with live.listening("ann") as first:
+            await first.wait(5)
+            with live.listening("ben") as second:
+                return first.is_away, second.is_away
 
     with hub(engine) as (live, loop):
-        assert loop.run_until_complete(first(live))
-    assert [record.msg.error for record in caplog.records if isinstance(record.msg, WebWatchFailed)] == [
-        "OperationalError"
-    ]
+        assert loop.run_until_complete(two(live)) == (True, True)
+    assert failures(caplog) == ["OperationalError"]
+
+
+def test_a_look_that_takes_too_long_does_not_mean_that_the_server_is_away(database, ledger, caplog, monkeypatch):
+    monkeypatch.setattr("core.web.live.hub.FAILED_SECONDS", 0.05)
+
+    async def after_lock(live):
+        with live.listening("ann") as listener:
+            with database.begin() as connection:
+                connection.execute(text("LOCK TABLE rota_pauses"))
+                await asyncio.to_thread(eventually, lambda: failures(caplog))
+                await listener.wait(0.3)  # for what must not come
+                was_away = listener.is_away
+            await asyncio.to_thread(eventually, lambda: live._failure is None)
+            ledger.do("INSERT INTO rota_pauses (scope, paused_by) VALUES ('everything', 'ann')")
+            return (await listener.wait(5)).topics, was_away
+
+    with connections.ledger(load(), "rota-test", 0.1) as engine, hub(engine) as (live, loop):
+        assert loop.run_until_complete(after_lock(live)) == ({"pauses"}, False)
+        live._stopping.set()
+        eventually(lambda: not live.is_watching)
+    assert failures(caplog) == ["OperationalError"]
+
+
+def test_an_error_of_our_own_does_not_end_the_watcher(database, caplog, monkeypatch):
+    looks = iter([KeyError("kind"), KeyError("kind"), News(frozenset({"pauses"}))])
+    monkeypatch.setattr("core.web.live.hub.FAILED_SECONDS", 0.05)
+
+    def look(_ledger):
+        found = next(looks, News())
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(Ledger, "look", look)
+
+    async def first(live):
+        with live.listening("ann") as listener:
+            return (await listener.wait(5)).topics, listener.is_away
+
+    with hub(database) as (live, loop):
+        assert loop.run_until_complete(first(live)) == ({"pauses"}, False)
+    assert failures(caplog) == ["KeyError"]
 
 
 class TestNews:
@@ -265,3 +391,11 @@ class TestNews:
             found = found.joined(News(frozenset({"runs"}), tuple(Changed(start + n, "a", "queued") for n in range(50))))
 
         assert (len(found.runs), found.is_more, found.runs[-1].id) == (MOST_NAMED, True, 999)
+
+    @pytest.mark.parametrize(("job", "topics", "is_more"), [("poll", {"runs"}, True), ("close-day", set(), False)])
+    def test_a_person_with_limits_is_told_of_more_only_with_a_run_of_theirs(self, job, topics, is_more):
+        found = visible(
+            News(frozenset({"runs", "operations"}), (Changed(1, job, "dead"),), is_more=True), View({"poll"})
+        )
+
+        assert (found.topics, found.is_more) == (topics, is_more)

@@ -10,22 +10,26 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from psycopg2.errors import QueryCanceled
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
+from core import database
 from core.observability.events import WebWatchFailed, emit
 from core.web.live.watching import Ledger, News
 
-#: The time between two looks, and between two looks while PostgreSQL is away.
-EVERY_SECONDS, AWAY_SECONDS = 0.5, 2.0
-#: The most listeners of a process.
-MOST_LISTENERS = 250
+#: The time between two looks, and the time after a look that failed.
+EVERY_SECONDS, FAILED_SECONDS = 0.5, 2.0
+#: The most listeners of a process, and of one caller.
+MOST_LISTENERS, MOST_OF_CALLER = 250, 50
 
 
 class Listener:
     """Waits for news in the event loop of the server."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        #: The caller.
+        self.name = name
         self._loop = asyncio.get_running_loop()
         self._rung = asyncio.Event()
         self._news = News()
@@ -64,8 +68,10 @@ class Hub:
         self._stopping = stopping
         self._lock = threading.Lock()
         self._listeners: set[Listener] = set()
-        self._nobody = threading.Event()
         self._thread: threading.Thread | None = None
+        self._is_away = False
+        #: The type of the error of the last look, if it failed.
+        self._failure: str | None = None
 
     def __len__(self) -> int:
         return len(self._listeners)
@@ -75,15 +81,21 @@ class Hub:
         """Whether the watcher is at work."""
         return self._thread is not None and self._thread.is_alive()
 
-    @contextmanager
-    def listening(self) -> Iterator[Listener]:
-        """Yield a listener of this process's watcher."""
-        listener = Listener()
+    def number_of(self, name: str) -> int:
+        """Return how many listeners the caller ``name`` has."""
         with self._lock:
-            self._listeners.add(listener)
-            if self._thread is None:
+            return sum(listener.name == name for listener in self._listeners)
+
+    @contextmanager
+    def listening(self, name: str) -> Iterator[Listener]:
+        """Yield a listener of this process's watcher, for the caller ``name``."""
+        listener = Listener(name)
+        with self._lock:
+            if not self.is_watching:
                 self._thread = threading.Thread(target=self._watch, name="live", daemon=True)
                 self._thread.start()
+            listener.is_away = self._is_away
+            self._listeners.add(listener)
         try:
             yield listener
         finally:
@@ -91,30 +103,39 @@ class Hub:
                 self._listeners.discard(listener)
 
     def _watch(self) -> None:
-        ledger, is_away = Ledger(self._engine), False
+        ledger = Ledger(self._engine)
         while not self._stopping.is_set():
             if self._is_alone():
                 return
+            news, was_away, is_away = News(), self._is_away, False
             try:
-                news, was_away, is_away = ledger.look(), is_away, False
-            except SQLAlchemyError as error:
-                news, was_away, is_away = News(), is_away, True
-                if not was_away:
-                    emit(WebWatchFailed(type(error).__name__))
+                news, failure = ledger.look(), None
+            except Exception as error:  # noqa: BLE001 — the pages of everybody depend on the next look
+                failure, is_away = type(error).__name__, is_lost(error)
+            if failure not in {None, self._failure}:
+                emit(WebWatchFailed(str(failure)))
+            self._failure = failure
             if news or was_away != is_away:
                 self._tell(news, is_away=is_away)
-            self._stopping.wait(AWAY_SECONDS if is_away else EVERY_SECONDS)
-        self._tell(News(), is_away=is_away, is_over=True)
+            self._stopping.wait(FAILED_SECONDS if failure else EVERY_SECONDS)
+        self._tell(News(), is_away=self._is_away, is_over=True)
 
     def _is_alone(self) -> bool:
         with self._lock:
             if self._listeners:
                 return False
-            self._thread = None
+            self._thread, self._is_away, self._failure = None, False, None
             return True
 
     def _tell(self, news: News, *, is_away: bool, is_over: bool = False) -> None:
         with self._lock:
+            self._is_away = is_away
             listeners = list(self._listeners)
         for listener in listeners:
             listener.tell(news, is_away=is_away, is_over=is_over)
+
+
+def is_lost(error: Exception) -> bool:
+    """Return whether PostgreSQL cannot be reached. A statement that takes too long is no sign of that."""
+    is_slow = isinstance(getattr(error, "orig", None), QueryCanceled)
+    return isinstance(error, DBAPIError) and database.is_of_server(error) and not is_slow

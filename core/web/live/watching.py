@@ -54,7 +54,8 @@ class Ledger:
             before = self._before
             found = changes.look(connection, before.newest if before else changes.newest(connection))
             left = [] if before is None else at_work(before) - at_work(found) - found.runs.keys()
-            gone = [Changed(row.id, row.job, row.state) for row in changes.of_ids(connection, left)]
+            rows = changes.of_ids(connection, left)
+            gone = [Changed(row.id, row.job, row.state) for row in rows if row.state != "running"]
         self._before = found
         return news(before, found, gone) if before is not None else News()
 
@@ -65,11 +66,16 @@ def at_work(look: Look) -> set[int]:
 
 
 def news(before: Look, now: Look, gone: Iterable[Changed]) -> News:
-    """Return what has changed between two looks. ``gone`` are the runs that have left the runs at work."""
+    """Return what has changed between two looks. ``gone`` are the runs that have left the runs at work.
+
+    The runs that an action of a person has changed are not named.
+    """
     fresh = {run: facts for run, facts in now.runs.items() if before.runs.get(run) != facts}
     runs = [*(Changed(run, job, state) for run, (job, state, _) in fresh.items()), *gone]
-    topics = {*(["runs"] if runs else []), *tables(before, now)}
-    return News(frozenset(topics), tuple(runs[:MOST_NAMED]), len(runs) > MOST_NAMED or len(fresh) >= changes.MOST)
+    has_acted = any(before.actions.get(entry, "") != done for entry, done in now.actions.items())
+    topics = {*(["runs"] if runs or has_acted else []), *tables(before, now)}
+    is_more = has_acted or len(runs) > MOST_NAMED or len(fresh) >= changes.MOST
+    return News(frozenset(topics), tuple(runs[:MOST_NAMED]), is_more)
 
 
 def tables(before: Look, now: Look) -> Iterator[str]:

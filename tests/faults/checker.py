@@ -375,8 +375,8 @@ def is_disturbed(history: History, fault: FaultEvent, end: datetime) -> bool:
     begin = fault.at - AFTERMATH
     outages = [other for other in history.faults_between(fault.at - PATIENCE, end) if other.kind in OUTAGES]
     others = [other for other in history.faults_between(begin, end) + outages if other is not fault]
-    deaths = [event for event in history.processes if begin <= event.at <= end and event.pid not in fault.pids]
-    return bool(others or deaths)
+    deaths = [event for event in history.processes if begin <= event.at <= end and event.what != "started"]
+    return bool(others or any(event.pid not in fault.pids for event in deaths))
 
 
 def bounds(history: History) -> Iterator[Violation]:

@@ -12,7 +12,7 @@ WITH_SECONDS = re.compile(r":\d\d:\d\d")
 SPAN = re.compile(r"(\d+[smhdw])+")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 #: Times that are shown or compared are between these, so that no arithmetic and no time zone leaves the calendar.
-EARLIEST, LATEST = datetime(1971, 1, 1, tzinfo=UTC), datetime(2199, 1, 1, tzinfo=UTC)
+EARLIEST, LATEST = datetime(1971, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 
 
@@ -92,9 +92,9 @@ def span(text: str) -> timedelta:
 
 
 def within(instant: datetime, option: str) -> datetime:
-    """Return ``instant``. Raises BadTime, naming ``option``, unless it is from 1971 to 2198."""
+    """Return ``instant``. Raises BadTime, naming ``option``, unless it is from 1971 to 2199."""
     if not EARLIEST < instant < LATEST:
-        raise BadTime("give a time from 1971 to 2198", option)
+        raise BadTime("give a time from 1971 to 2199", option)
     return instant
 
 

@@ -124,7 +124,7 @@ def test_a_time_at_the_end_of_the_calendar_is_refused(client, operator, until):
     answer = client.get("/schedules/daily-statistics", params={"until": until}, headers=operator)
 
     assert answer.status_code == 409
-    assert "from 1971 to 2198" in read(answer).text
+    assert "from 1971 to 2199" in read(answer).text
 
 
 @pytest.mark.parametrize("deed", ["run", "pause", "resume"])

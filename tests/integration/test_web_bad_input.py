@@ -113,7 +113,9 @@ def test_a_search_is_no_pattern(client, operator, ledger, search):
     assert [run["id"] for run in found] == [wanted]
 
 
-@pytest.mark.parametrize("at", ["0001-01-01T00:00+00:00", "0001-01-01T00:00", "9999-12-31T23:59+00:00"])
+@pytest.mark.parametrize(
+    "at", ["0001-01-01T00:00+00:00", "0001-01-01T00:00", "2199-12-31T23:59+00:00", "9999-12-31T23:59+00:00"]
+)
 @pytest.mark.parametrize(
     "path",
     [

@@ -206,7 +206,7 @@ ONE = {
     "ids of a time": (ids_of_time.SEARCH.text, {"instant": "2020-01-01", "margin": 1000}, 50),
     "run": ("SELECT * FROM rota_runs WHERE id = 77", {}, 1),
     "attempts": (attempts.OF_RUN.text, {"run_id": 77}, 3),
-    "children": (listing.CHILDREN.text, {"run_id": 77, "most": 50}, 50),
+    "children": (listing.CHILDREN.text, {"run_id": 77, "jobs": None, "most": 50}, 50),
     "at work": (history.AT_WORK.text, {"process_ids": [1, 2]}, 40),
     "departures": (history.DEPARTURES.text, {"within": timedelta(hours=24), "most": 100}, 100),
 }

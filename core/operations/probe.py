@@ -36,6 +36,10 @@ class Probe(Generic[T]):
                 threading.Thread(target=self._call, args=[self._answer], name=self._name, daemon=True).start()
             return self._answer
 
+    def newest(self) -> Future[T]:
+        """Return the newest answer as a future, however old the answer is. If there is none yet, ask."""
+        return self._answer or self.ask()
+
     def _is_old(self, answer: "Future[T]") -> bool:
         return answer.done() and time.monotonic() - self._answered_at > self._fresh_seconds
 

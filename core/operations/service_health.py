@@ -89,7 +89,7 @@ class Watch:
         return [self._database.ask(), *([] if self._is_local else [self._redis.ask()])]
 
     def health(self) -> Health:
-        """Return the health according to the answers that have arrived."""
+        """Return the health according to the answers to the last ``ask``, as far as they have arrived."""
         found, wrong = self._processes(), self._redis_problem()
         reasons = self._dated(
             {
@@ -119,7 +119,7 @@ class Watch:
         return "unavailable" if is_away else "available" if known else "unknown"
 
     def _processes(self) -> Processes | str:
-        asked = self._database.ask()
+        asked = self._database.newest()
         if not asked.done():
             return "PostgreSQL does not answer"
         error = asked.exception()
@@ -128,7 +128,7 @@ class Watch:
     def _redis_problem(self) -> str:
         if self._is_local:
             return ""
-        asked = self._redis.ask()
+        asked = self._redis.newest()
         if not asked.done():
             return "Redis does not answer"
         error = asked.exception()

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from concurrent.futures import wait
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -182,6 +183,16 @@ def test_an_unexpected_error_is_logged_with_its_traceback_and_answered_without(m
     assert "geheim" not in answer.text
     assert (record.msg.route, record.msg.request) == ("/health", answer.json()["request_id"])
     assert record.exc_info[0] is RuntimeError
+
+
+def test_an_answer_that_grows_old_before_the_other_server_answers_still_counts(fleet, database, monkeypatch):
+    """Redis may answer so late that PostgreSQL's answer would be asked for again."""
+    monkeypatch.setattr(service_health, "FRESH_SECONDS", 0)
+    monkeypatch.setattr(service_health, "look_at_redis", lambda configured: "")
+    watch = Watch(database, settings.current())
+    wait(watch.ask(), 60)
+
+    assert watch.health().database == "connected"
 
 
 class TestProbe:

@@ -9,29 +9,25 @@ from expiry_world import check_points
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from core import database as databases
 from core.ledger import outbox
-from core.testing import create_database, drop_database
 from plugins.expiry.models import Base
+from tests.support.plugin_database import created, emptied
 
-TABLES = ", ".join([*Base.metadata.tables, "rota_runs"])
+TABLES = [*Base.metadata.tables, "rota_runs"]
 NAME = "test_expiry"
 
 
 @pytest.fixture(scope="session")
 def shared_url(template: str) -> Iterator[str]:
-    yield create_database(template, NAME, template=True)
-    drop_database(template, NAME)
+    with created(template, NAME) as url:
+        yield url
 
 
 @pytest.fixture
 def postgres_url(shared_url: str) -> Iterator[str]:
     """Yield the URL of a database that has every table; the plugin's tables are empty."""
-    yield shared_url
-    engine = databases.connect(shared_url)
-    with databases.autocommit(engine) as connection:
-        connection.exec_driver_sql(f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE")
-    databases.dispose(engine)
+    with emptied(shared_url, TABLES) as url:
+        yield url
 
 
 @pytest.fixture

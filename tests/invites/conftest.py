@@ -10,20 +10,20 @@ from invites_world import World
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from core import database as databases
-from core.testing import RunJob, create_database, drop_database
+from core.testing import RunJob
 from plugins.invites.models import Base
 from plugins.invites.settings import InvitesSettings
+from tests.support.plugin_database import created, emptied
 from tests.support.simulated_gateway import GatewayProcess, gateway_process
 
-TABLES = ", ".join([*Base.metadata.tables, "rota_runs", "rota_limits", "rota_closings"])
+TABLES = [*Base.metadata.tables, "rota_runs", "rota_limits", "rota_closings"]
 NAME, CRASHED = "test_invites", "test_invites_crashed"
 
 
 @pytest.fixture(scope="session")
 def shared_url(template: str) -> Iterator[str]:
-    yield create_database(template, NAME, template=True)
-    drop_database(template, NAME)
+    with created(template, NAME) as url:
+        yield url
 
 
 @pytest.fixture
@@ -31,15 +31,9 @@ def postgres_url(request: pytest.FixtureRequest, template: str, shared_url: str)
     """Yield the URL of a database that has every table, with empty tables of this plugin. A test with real processes
     gets a database of its own.
     """
-    if request.node.get_closest_marker("crash"):
-        yield create_database(template, CRASHED, template=True)
-        drop_database(template, CRASHED)
-        return
-    yield shared_url
-    engine = databases.connect(shared_url)
-    with databases.autocommit(engine) as connection:
-        connection.exec_driver_sql(f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE")
-    databases.dispose(engine)
+    is_crash = request.node.get_closest_marker("crash")
+    with created(template, CRASHED) if is_crash else emptied(shared_url, TABLES) as url:
+        yield url
 
 
 @pytest.fixture

@@ -11,22 +11,22 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from stored_mail import StoredMail
 
-from core import database as databases
-from core.testing import RunJob, create_database, drop_database
+from core.testing import RunJob
 from plugins.mail.models import Base
 from plugins.mail.settings import MailSettings
 from plugins.mail.store import LocalStore
 from tests.support.imap_server import ImapServer, serving
+from tests.support.plugin_database import created, emptied
 
-TABLES = ", ".join([*Base.metadata.tables, "rota_runs", "rota_key_schedules", "rota_key_schedule_log", "rota_limits"])
+TABLES = [*Base.metadata.tables, "rota_runs", "rota_key_schedules", "rota_key_schedule_log", "rota_limits"]
 NAME, CRASHED = "test_mail", "test_mail_crashed"
 PASSWORD = "sesame"
 
 
 @pytest.fixture(scope="session")
 def shared_url(template: str) -> Iterator[str]:
-    yield create_database(template, NAME, template=True)
-    drop_database(template, NAME)
+    with created(template, NAME) as url:
+        yield url
 
 
 @pytest.fixture
@@ -34,15 +34,9 @@ def postgres_url(request: pytest.FixtureRequest, template: str, shared_url: str)
     """Yield the URL of a database that has every table, with empty tables of this plugin. A test with real processes
     gets a database of its own.
     """
-    if request.node.get_closest_marker("crash"):
-        yield create_database(template, CRASHED, template=True)
-        drop_database(template, CRASHED)
-        return
-    yield shared_url
-    engine = databases.connect(shared_url)
-    with databases.autocommit(engine) as connection:
-        connection.exec_driver_sql(f"TRUNCATE {TABLES} RESTART IDENTITY CASCADE")
-    databases.dispose(engine)
+    is_crash = request.node.get_closest_marker("crash")
+    with created(template, CRASHED) if is_crash else emptied(shared_url, TABLES) as url:
+        yield url
 
 
 @pytest.fixture

@@ -82,6 +82,7 @@ def shown(
         409 if wrong else 200,
         name=name,
         job=jobs.shape(registry, job, active, now) if job is not None else None,
+        is_keyed=job is not None and job.keyed is not None,
         described=(job.function.__doc__ or "").strip() if job is not None else "",
         runs=listing.page(connection, registry, Selection(job=name), limit=RUNS_SHOWN, view=seen).items,
         zone=page.zone(name),

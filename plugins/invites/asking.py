@@ -1,4 +1,4 @@
-"""The waiting list of a pool: who asks for a seat, who gives up, and what has become of a wish."""
+"""The waiting list of a pool. People ask for a seat, leave the list, and look up the state of their request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

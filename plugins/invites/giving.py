@@ -1,7 +1,7 @@
 """Gives free seats to the people who wait, in order. Every path to a seat of a pool leads through ``give_seats``.
 
-Somebody who asks is put into the waiting list first, and seats are given afterwards. So a person who asks while others
-wait cannot overtake them, however the seats become free. A person whose seat of the pool is being removed waits
+A request enters the waiting list first, and seats are given afterwards. So a person who asks while other people wait
+cannot overtake these people, however the seats become free. A person whose seat of the pool is being removed waits
 until it is freed, and the others do not wait for this.
 """
 

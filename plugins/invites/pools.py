@@ -1,9 +1,9 @@
 """Pools of seats: the turn of a pool, and the order in which everything of this plugin is locked.
 
-**The turn.** Everything that gives seats of a pool, or changes who waits for them, first takes the pool's *turn*, an
-advisory lock that ends with the transaction. So seats are given one after another, and a transaction that has the turn
-sees everything that the earlier ones have committed. A count that is read before the turn may be wrong, and SKIP LOCKED
-would turn people away although seats are free.
+**The turn.** A transaction that gives seats of a pool, or changes the waiting list of the pool, first takes the pool's
+*turn*, an advisory lock that ends with the transaction. So seats are given one after another, and a transaction that
+has the turn sees everything that the earlier ones have committed. A count that is read before the turn may be wrong,
+and SKIP LOCKED would turn people away although seats are free.
 
 **The order of locks**, which prevents deadlocks: turns in the order of the pools' names, the code, teams in the order
 of their ids, seats in the order of their ids, requests. Rows of the waiting list change under the turn only. Moves

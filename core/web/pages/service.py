@@ -21,7 +21,7 @@ LIMITS_SHOWN = 50
 
 @router.get("/queues")
 def of_queues(page: Shown, connection: Reading, registry: Jobs, seen: Seen) -> Response:
-    """Show what waits in each queue, and the limits of jobs."""
+    """Show the waiting runs of each queue, and the limits of jobs."""
     return page.shown(
         "queues.html",
         now=history.now(connection),
